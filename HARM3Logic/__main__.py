@@ -1,0 +1,186 @@
+"""The command line: harm3 demo | predict | batch | info | phantom."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from HARM3Logic import __version__
+from HARM3Logic.case import MRI, Case
+from HARM3Logic.errors import BadOption, HARM3Error
+
+DEMO_SEED = 2024
+BASIC = (*MRI, "slide", "tumour_pre", "tumour_post")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit code 0; 2 for what the user can mend, told in one line; 1 for a bug of ours."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except HARM3Error as error:
+        print(f"harm3: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("harm3: stopped; what was finished is kept.", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print("harm3: this is a bug of ours; please report the lines above.", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("harm3", description="Probability of pathological complete response. Research only, not for clinical use.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="make one synthetic case and predict it")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder of case and results (default: demo)")
+    _add_model(demo)
+    demo.set_defaults(run=_demo)
+
+    predict = commands.add_parser("predict", help="predict one case", description="Give CASE.json, or the files one by one.")
+    predict.add_argument("case", nargs="?", type=Path, metavar="CASE.json", help="the case")
+    for name in BASIC:
+        predict.add_argument(f"--{name.replace('_', '-')}", type=Path, nargs="+" if name == "slide" else None, metavar="FILE")
+    predict.add_argument("--mpp", type=float, help="µm per pixel of the slide when its file does not say")
+    predict.add_argument("--case-id", default="case", help="name of a case given by its files (default: case)")
+    predict.add_argument("--out", type=Path, required=True, help="folder of the results")
+    _add_model(predict)
+    predict.set_defaults(run=_predict)
+
+    batch = commands.add_parser("batch", help="predict every case of a cohort; a stopped run goes on")
+    batch.add_argument("cohort", type=Path, metavar="COHORT.csv")
+    batch.add_argument("--out", type=Path, required=True, help="folder of predictions.csv and cases/")
+    batch.add_argument("--workers", type=int, help="processes (default: one per core, one on a GPU)")
+    _add_model(batch)
+    batch.set_defaults(run=_batch)
+
+    info = commands.add_parser("info", help="show a checkpoint's card and this computer")
+    info.add_argument("checkpoint", nargs="?", type=Path, help="default: the demo checkpoint")
+    info.set_defaults(run=_info)
+
+    phantom = commands.add_parser("phantom", help="make a cohort of synthetic patients whose truth is known")
+    phantom.add_argument("--cases", type=int, required=True)
+    phantom.add_argument("--seed", type=int, required=True)
+    phantom.add_argument("--out", type=Path, required=True)
+    phantom.add_argument("--kind", choices=["hnscc"], default="hnscc", help="hnscc: four MRI volumes and a slide")
+    phantom.add_argument("--size", choices=["small", "full"], default="small", help="small: 2 mm voxels; full: a clinical matrix")
+    phantom.add_argument("--responders", type=float, default=0.3, help="expected share of responders (default: 0.3)")
+    phantom.set_defaults(run=_phantom)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, help="default: the demo checkpoint, trained on synthetic phantoms")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
+    parser.add_argument("--ignore-masks", action="store_true", help="do not use tumour masks even where they are given")
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from HARM3Logic.phantom import NOTICE, write_phantoms
+    from HARM3Logic.predict import writable
+
+    out = writable(options.out)
+    write_phantoms(out / "phantom", cases=1, seed=DEMO_SEED, workers=0)
+    made = Case.read(out / "phantom" / f"PH-{DEMO_SEED}-0000" / "case.json")
+    case = Case(made.case_id, made.inputs, made.patient_id, made.centre, made.label)
+    case.write(out / "case.json")
+    print(f"{NOTICE} {case.case_id} made in {out / 'phantom'}.")
+    return _predict_and_tell(case, options)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    return _predict_and_tell(_case(options), options)
+
+
+def _case(options: argparse.Namespace) -> Case:
+    given = {name: getattr(options, name) for name in BASIC if getattr(options, name) is not None}
+    if (options.case is None) == (not given):
+        raise BadOption("predict takes either a CASE.json or the files of one case, and got " + ("both." if given else "neither."), "Give one.")
+    if options.case is not None:
+        return Case.read(options.case)
+    inputs = {name: tuple(paths) if isinstance(paths, list) else (paths,) for name, paths in given.items()}
+    return Case(options.case_id, inputs, slide_mpp=options.mpp)
+
+
+def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from HARM3Logic.predict import Predictor, writable
+
+    out = writable(options.out)
+    with tqdm(total=1.0, desc="loading", bar_format="{desc:<24} {bar} {elapsed}", leave=False, disable=None) as bar:
+
+        def show(event: str, values: dict[str, Any]) -> None:
+            bar.set_description(str(values.get("name", values.get("stage", ""))))
+            if event == "progress":
+                bar.n = values["value"]
+            bar.refresh()
+
+        prediction = Predictor(options.checkpoint, options.device)(case, ignore_masks=options.ignore_masks, on_event=show)
+        prediction.write(out)
+    low, high = prediction.values["interval"]
+    for warning in prediction.values["warnings"]:
+        print(f"warning: {warning['message']}", file=sys.stderr)
+    print(f"{prediction.case_id}: probability of pCR {prediction.probability:.0%} (95 % interval {low:.0%} to {high:.0%}), {prediction.decision}")
+    if prediction.values["model"]["synthetic"]:
+        print("The model was trained on synthetic phantoms: for trying out, not for patients.")
+    print(f"Results: {out}")
+    print(f"Report:  {out / 'report.html'}")
+    return 0
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from HARM3Logic.cohort import read_cohort
+    from HARM3Logic.predict_cohort import predict_cohort
+
+    cases = read_cohort(options.cohort)
+    failures = predict_cohort(
+        cases, options.out, options.checkpoint, device=options.device, ignore_masks=options.ignore_masks, workers=options.workers
+    )
+    print(f"{len(cases) - len(failures)} of {len(cases)} cases predicted: {options.out / 'predictions.csv'}")
+    for failure in failures:
+        print(f"harm3: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+    import platform
+
+    import torch
+
+    from HARM3Logic import checkpoint
+
+    path = options.checkpoint or checkpoint.default()
+    card = checkpoint.read_card(path)
+    devices = ["cpu", *(f"cuda:{k} {torch.cuda.get_device_name(k)}" for k in range(torch.cuda.device_count()))]
+    print(json.dumps(dataclasses.asdict(card), indent=2, ensure_ascii=False))
+    print(f"checkpoint {path}\nsha256 {checkpoint.file_sha256(path)}")
+    print(f"harm3slicer {__version__}, Python {platform.python_version()}, torch {torch.__version__}, devices: {', '.join(devices)}")
+    return 0
+
+
+def _phantom(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from HARM3Logic.phantom import write_phantoms
+
+    with tqdm(total=options.cases, desc="phantoms", unit="case", disable=None) as bar:
+        found = write_phantoms(
+            options.out, options.cases, options.seed, options.size, options.responders, on_progress=lambda done: bar.update(done - bar.n)
+        )
+    print(f"{found['cases']:.0f} synthetic cases, {found['responders']:.0%} responders: {options.out / 'cohort.csv'}")
+    print(f"best possible AUC {found['best_auc']:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,9 @@
+"""Every network by name. A model is named in its own file, here, and in the experiments that train it."""
+
+from torch import nn
+
+from HARM3Logic.models.harm3_fusion import HARM3Fusion
+
+MODELS: dict[str, type[nn.Module]] = {
+    "harm3_fusion": HARM3Fusion,
+}

@@ -1,0 +1,250 @@
+"""HARM3-Fusion: four MRI volumes and a slide to one logit.
+
+    mri (B T S D H W) --trunk of each sequence--> (B T S L E) --LD-VAE of each sequence--> F_temporal (B S T*L E)
+        --"attention 1": self-attention over all sequences--> F_MRI (B S*T*L E)
+    tiles (B N F) --linear--> (B N E) --K queries--> F_WSI (B K E)
+        --"attention 2": F_WSI asks F_MRI (eqs. 6, 7)--> (B K E) --CNN, MLP--> logit (B)
+
+Source: Wang et al., HARM3-Fusion (HNSCC-pCR). Re-implementation; official code not available.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from HARM3Logic.batch import Batch
+from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
+from HARM3Logic.errors import MissingInput
+from HARM3Logic.models.layers import AttentionPooling, CrossAttention, RelativeBias, TransformerLayer
+from HARM3Logic.models.ldvae import LDVAE, LdvaeConfig
+from HARM3Logic.models.output import CamLayer, Output
+from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
+
+
+@dataclass(frozen=True)
+class HARM3FusionConfig:
+    """Defaults are the paper's, or ours where it gives no value (width, tile features and eqs. 6, 7 are given).
+
+    Args:
+        tile_features: width F of the tile encoder.
+        ldvae, attn1: False concatenates instead (rows of the ablation).
+        attn2: cross (eqs. 6, 7), concat (both token sequences into the same CNN) or mri_only (no slide at all).
+        cam_layer: submodule of the trunk whose output Grad-CAM explains.
+        l1: weight of the L1 norm of the fusion and head parameters.
+    """
+
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    vae: LdvaeConfig = field(default_factory=LdvaeConfig)
+    volume_shape: tuple[int, int, int] = (32, 128, 128)
+    tile_features: int = 768
+    width: int = 512
+    heads: int = 8
+    hidden: int = 1024
+    layers: int = 1
+    dropout: float = 0.1
+    collaborative: bool = False
+    temporal: Literal["concatenate", "sum"] = "concatenate"  # eq. 3: its text concatenates, its formula sums
+    pooled: int = 64
+    cross_heads: int = 1
+    cross_residual: bool = False
+    head_widths: tuple[int, int, int] = (256, 128, 64)
+    head_norm: Literal["batch", "group"] = "batch"
+    head_dropout: float = 0.25
+    ldvae: bool = True
+    attn1: bool = True
+    attn2: Literal["cross", "concat", "mri_only"] = "cross"
+    cam_layer: str = "layer4"
+    l1: float = 1e-5
+    needs: tuple[str, ...] = field(default=())  # inputs that may not be missing; empty: any one volume will do
+
+
+def paper() -> HARM3FusionConfig:
+    """ResNet-18 trunks, 512 wide: about 75 M parameters."""
+    return HARM3FusionConfig(cam_layer="layer4.1.conv2")
+
+
+def compact() -> HARM3FusionConfig:
+    """At most 3 M parameters, for the demo and for processors without a GPU."""
+    return HARM3FusionConfig(
+        trunk=TrunkConfig(depth=10, widen=0.25, output_stride=16),
+        vae=LdvaeConfig(width=128, hidden=128, latent=64),
+        volume_shape=(16, 64, 64),
+        width=128,
+        heads=4,
+        hidden=256,
+        pooled=16,
+        head_widths=(64, 64, 32),
+        head_norm="group",
+        cam_layer="layer2",
+    )
+
+
+class HARM3Fusion(nn.Module):
+    """The full network; see the module's diagram."""
+
+    def __init__(self, config: HARM3FusionConfig = HARM3FusionConfig()) -> None:
+        super().__init__()
+        self.config = c = config
+        self.trunks = nn.ModuleDict({s: ResNetTrunk(c.trunk) for s in SEQUENCES})
+        channels = next(iter(self.trunks.values())).channels
+        self.to_width = nn.ModuleDict({s: nn.Linear(channels, c.width) if channels != c.width else nn.Identity() for s in SEQUENCES})
+        self.vaes = nn.ModuleDict({s: LDVAE(c.vae) for s in SEQUENCES}) if c.ldvae else None
+        stride = c.trunk.output_stride
+        self.map_shape = tuple(-(-n // s) for n, s in zip(c.volume_shape, (stride // 2, stride, stride), strict=True))
+        if c.attn1:
+            self.bias = RelativeBias(c.heads, (len(SEQUENCES), len(TIMEPOINTS), *self.map_shape))
+            self.fuse_sequences = nn.ModuleList(
+                TransformerLayer(c.width, c.heads, c.hidden, c.dropout, c.collaborative) for _ in range(c.layers)
+            )
+        else:
+            self.fuse_sequences = nn.ModuleList([nn.Linear(c.width, c.width)])
+        if c.attn2 != "mri_only":
+            self.tile_to_width = nn.Linear(c.tile_features, c.width)
+            self.pool_tiles = AttentionPooling(c.width, c.pooled, c.heads)
+        if c.attn2 == "cross":
+            self.cross = CrossAttention(c.width, c.cross_heads, c.cross_residual)
+        self.head = _Head(c)
+        self.register_buffer("places", self._places(), persistent=False)
+
+    def forward(self, batch: Batch) -> Output:
+        """One logit per case.
+
+        Raises:
+            MissingInput: a case has no volume, or lacks one the config says it needs.
+        """
+        return self._fuse(batch, self._mri_tokens(batch), sample=None)
+
+    def sample(self, batch: Batch, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n B"]:
+        """Logits under n draws of the latents; the trunk runs once."""
+        tokens = self._mri_tokens(batch)
+        return torch.stack([self._fuse(batch, tokens, generator or torch.Generator().manual_seed(0)).logit for _ in range(n)])
+
+    def cam_layers(self) -> tuple[CamLayer, ...]:
+        """One per sequence; its rows are the present (case, timepoint) pairs in order."""
+        return tuple(
+            CamLayer(self.trunks[s].get_submodule(self.config.cam_layer), tuple(f"{s}_{t}" for t in TIMEPOINTS)) for s in SEQUENCES
+        )
+
+    def inputs(self) -> tuple[str, ...]:
+        """What the model can read."""
+        return MRI if self.config.attn2 == "mri_only" else (*MRI, "slide")
+
+    def _mri_tokens(self, batch: Batch) -> Float[Tensor, "B T S L E"]:
+        mri, present = batch.need("mri", "mri_mask")
+        self._check(present)
+        tokens = []
+        for s, name in enumerate(SEQUENCES):
+            shown = present[:, :, s]
+            rows = mri[:, :, s][shown][:, None]  # only volumes that are there: no neighbour, no zero reaches the statistics
+            length = self.map_shape[0] * self.map_shape[1] * self.map_shape[2]
+            out = mri.new_zeros(*shown.shape, length, self.config.width)
+            if len(rows):
+                maps = self.trunks[name](rows).flatten(2).transpose(1, 2)
+                out[shown] = self.to_width[name](maps).to(out.dtype)
+            tokens.append(out)
+        return torch.stack(tokens, dim=2)
+
+    def _check(self, present: Bool[Tensor, "B T S"]) -> None:
+        flat = present.flatten(1)
+        if not flat.any(dim=1).all():
+            raise MissingInput(f"a case has no MRI volume; harm3_fusion needs at least one of {', '.join(MRI)}.", "Load one.")
+        for name in self.config.needs:
+            if name in MRI and not flat[:, MRI.index(name)].all():
+                raise MissingInput(f"a case has no {name}; this checkpoint needs {', '.join(self.config.needs)}.", f"Load {name}.")
+
+    def _fuse(self, batch: Batch, tokens: Float[Tensor, "B T S L E"], sample: torch.Generator | None) -> Output:
+        c = self.config
+        present, losses = batch.mri_mask, {}
+        assert present is not None  # _mri_tokens has asked for it
+        if self.vaes is not None:
+            tokens, losses = self._decouple(tokens, present, batch.label, sample)
+        length = tokens.shape[3]
+        here = present[:, :, :, None].expand(-1, -1, -1, length).transpose(1, 2).flatten(1)  # (B, S*T*L)
+        fused = tokens.transpose(1, 2).flatten(1, 3)
+        if c.attn1:
+            bias = self.bias(self.places)
+            for layer in self.fuse_sequences:
+                fused = layer(fused, here, bias)
+        else:
+            fused = self.fuse_sequences[0](fused)
+        attention: dict[str, Tensor] = {}
+        if c.temporal == "sum":
+            fused, here = self._sum_times(fused, here)
+        asked = fused * here[..., None]
+        if c.attn2 != "mri_only":
+            slide, attention["slide"] = self._slide_tokens(batch, len(fused))
+            if c.attn2 == "cross":
+                asked, attention["mri"] = self.cross(slide, fused, here)
+            else:
+                asked = torch.cat([asked, slide], dim=1)
+        if self.training and c.l1:
+            parts = [self.fuse_sequences, self.head, *([self.cross] if c.attn2 == "cross" else [])]
+            losses["l1"] = c.l1 * sum(p.abs().sum() for part in parts for p in part.parameters())
+        return Output(self.head(asked), losses, attention)
+
+    def _decouple(
+        self, tokens: Tensor, present: Tensor, label: Int[Tensor, " B"] | None, sample: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.vaes is not None
+        decoded, losses = [], dict.fromkeys(("recon", "kl", "contra"), tokens.new_zeros(())) if self.training else {}
+        for s, name in enumerate(SEQUENCES):
+            x = tokens[:, :, s]
+            shape = (*x.shape[:-1], self.config.vae.latent)
+            noise = None
+            if sample is not None:
+                noise = torch.randn(shape, generator=sample, device=sample.device).to(x)
+            elif self.training:
+                noise = torch.randn(shape, device=x.device, dtype=x.dtype)
+            out, terms = self.vaes[name](x, present[:, :, s], label, noise)
+            decoded.append(out)
+            losses = {key: losses[key] + value for key, value in terms.items()}
+        return torch.stack(decoded, dim=2), losses
+
+    def _slide_tokens(self, batch: Batch, cases: int) -> tuple[Tensor, Tensor]:
+        width = self.config.tile_features
+        tiles, mask = batch.tiles, batch.tile_mask
+        if tiles is None or mask is None:
+            tiles = self.places.new_zeros(cases, 1, width, dtype=self.tile_to_width.weight.dtype)
+            mask = self.places.new_zeros(cases, 1, dtype=torch.bool)
+        if tiles.shape[-1] != width:
+            raise MissingInput(
+                f"the tiles have {tiles.shape[-1]} features; the model needs {width}.", "Use the tile encoder the checkpoint names."
+            )
+        return self.pool_tiles(self.tile_to_width(tiles), mask)
+
+    def _sum_times(self, tokens: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 3's formula: add pre and post; a missing one adds nothing."""
+        shape = (len(SEQUENCES), len(TIMEPOINTS), -1)
+        mask = here.unflatten(1, shape)
+        summed = (tokens.unflatten(1, shape) * mask[..., None]).sum(dim=2)
+        return summed.flatten(1, 2), mask.any(dim=2).flatten(1)
+
+    def _places(self) -> Int[Tensor, "L 5"]:
+        """Sequence, timepoint and map position of every token, in the order S, T, d, h, w."""
+        axes = [torch.arange(n) for n in (len(SEQUENCES), len(TIMEPOINTS), *self.map_shape)]
+        return torch.cartesian_prod(*axes)
+
+
+class _Head(nn.Module):
+    """Fused tokens to the logit: two convolutions along the tokens, their mean, an MLP."""
+
+    def __init__(self, c: HARM3FusionConfig) -> None:
+        super().__init__()
+        first, second, third = c.head_widths
+
+        def norm(width: int) -> nn.Module:
+            return nn.BatchNorm1d(width) if c.head_norm == "batch" else nn.GroupNorm(8, width)
+
+        self.convolve = nn.Sequential(
+            nn.Conv1d(c.width, first, 3, padding=1, bias=False), norm(first), nn.ReLU(),
+            nn.Conv1d(first, second, 3, padding=1, bias=False), norm(second), nn.ReLU(),
+        )  # fmt: skip
+        self.decide = nn.Sequential(nn.Linear(second, third), nn.ReLU(), nn.Dropout(c.head_dropout), nn.Linear(third, 1))
+
+    def forward(self, tokens: Float[Tensor, "B Q E"]) -> Float[Tensor, " B"]:
+        return self.decide(self.convolve(tokens.transpose(1, 2)).mean(dim=2)).squeeze(1)

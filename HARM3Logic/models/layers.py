@@ -1,0 +1,146 @@
+"""Attention parts the models share. Masks are True where a token is present."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AttentionPooling(nn.Module):
+    """K learned queries read a bag of any length: (B, N, E) -> (B, K, E).
+
+    A learned stand-in token takes the place of an empty bag, so that a case without tiles is a case like any other.
+
+    Source: multi-head attention pooling, HARM3-Fusion section 2.3; pooling by multi-head attention without residual,
+    Set Transformer, Lee et al. 2019, eq. 11. The stand-in is ours.
+    """
+
+    def __init__(self, width: int, queries: int, heads: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(queries, width))  # unit spread: smaller ones all ask the same at the start
+        self.absent = nn.Parameter(torch.randn(1, width) * width**-0.5)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, tokens: Float[Tensor, "B N E"], present: Bool[Tensor, "B N"]) -> tuple[Float[Tensor, "B K E"], Float[Tensor, "B K N"]]:
+        """The pooled tokens and, per query, the attention over the bag (mean of the heads; zero for an empty bag)."""
+        empty = ~present.any(dim=1, keepdim=True)
+        tokens = torch.cat([tokens, self.absent.expand(len(tokens), 1, -1)], dim=1)
+        ignore = ~torch.cat([present, empty], dim=1)
+        queries = self.queries.expand(len(tokens), -1, -1)
+        pooled, attention = self.attention(queries, tokens, tokens, key_padding_mask=ignore)
+        return pooled, attention[..., :-1]
+
+
+class CrossAttention(nn.Module):
+    """Slide tokens ask, MRI tokens answer: softmax(Q K^T / sqrt(d)) V.
+
+    Args:
+        heads: 1 is the paper's; more split the width.
+        residual: add the queries and normalise; the paper has neither.
+
+    Source: HARM3-Fusion, eqs. 6 and 7.
+    """
+
+    def __init__(self, width: int, heads: int = 1, residual: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.norm = nn.LayerNorm(width) if residual else None
+        for layer in (self.query, self.key):  # ours: with smaller scores every query starts as the mean of all tokens
+            nn.init.normal_(layer.weight, std=(2 / width) ** 0.5)
+
+    def forward(
+        self, asking: Float[Tensor, "B Q E"], answering: Float[Tensor, "B L E"], present: Bool[Tensor, "B L"] | None = None
+    ) -> tuple[Float[Tensor, "B Q E"], Float[Tensor, "B Q L"]]:
+        """The fused tokens and the attention (mean of the heads). Every case needs at least one token present."""
+        q, k, v = (_split(layer(x), self.heads) for layer, x in ((self.query, asking), (self.key, answering), (self.value, answering)))
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if present is not None:
+            scores = scores.masked_fill(~present[:, None, None, :], -torch.inf)
+        attention = scores.softmax(dim=-1)  # eq. 6
+        fused = _merge(attention @ v)  # eq. 7
+        if self.norm is not None:
+            fused = self.norm(fused + asking)
+        return fused, attention.mean(dim=1)
+
+
+class RelativeBias(nn.Module):
+    """What two tokens' places say about each other, one number per head: sequence, timepoint and 3D offset.
+
+    Source: relative positional encoding, HARM3-Fusion section 2.2, whose form is not given; one learned table per axis is ours.
+    """
+
+    def __init__(self, heads: int, sizes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.tables = nn.ParameterList(nn.Parameter(torch.zeros(2 * size - 1, heads)) for size in sizes)
+
+    def forward(self, places: Int[Tensor, "L A"]) -> Float[Tensor, "heads L L"]:
+        bias = torch.zeros((), device=places.device)
+        for table, place in zip(self.tables, places.unbind(dim=1), strict=True):
+            offset = place[:, None] - place[None, :] + (len(table) - 1) // 2
+            bias = bias + table[offset]
+        return bias.permute(2, 0, 1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with an additive bias; `collaborative` shares queries and keys between the heads.
+
+    Collaborative heads mix one shared query/key space by a learned vector each. They start as the ordinary heads
+    (each vector selects its own slice), so both forms agree until training moves them apart.
+
+    Source: Cordonnier et al. 2020, eq. 7; HARM3-Fusion section 2.2 cites it for its self-attention.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, collaborative: bool = False) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mixing = nn.Parameter(torch.eye(heads).repeat_interleave(width // heads, dim=1)) if collaborative else None
+
+    def forward(
+        self, tokens: Float[Tensor, "B L E"], present: Bool[Tensor, "B L"], bias: Float[Tensor, "heads L L"]
+    ) -> Float[Tensor, "B L E"]:
+        q, k, v = self.query_key_value(tokens).chunk(3, dim=-1)
+        scale = (q.shape[-1] / self.heads) ** -0.5
+        if self.mixing is None:
+            q, k = _split(q, self.heads), _split(k, self.heads)
+        else:
+            q, k = q[:, None] * self.mixing[None, :, None, :], k[:, None].expand(-1, self.heads, -1, -1)
+        mask = bias.to(q.dtype).masked_fill(~present[:, None, None, :], -torch.inf)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, _split(v, self.heads), attn_mask=mask, dropout_p=dropout, scale=scale)
+        return self.out(_merge(mixed))
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm transformer layer with relative bias."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, collaborative: bool = False) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, dropout, collaborative)
+        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout)
+        )
+
+    def forward(
+        self, tokens: Float[Tensor, "B L E"], present: Bool[Tensor, "B L"], bias: Float[Tensor, "heads L L"]
+    ) -> Float[Tensor, "B L E"]:
+        tokens = tokens + self.dropout(self.attention(self.norm1(tokens), present, bias))
+        return tokens + self.feed_forward(self.norm2(tokens))
+
+
+def _split(x: Float[Tensor, "B L E"], heads: int) -> Float[Tensor, "B heads L e"]:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _merge(x: Float[Tensor, "B heads L e"]) -> Float[Tensor, "B L E"]:
+    return x.transpose(1, 2).flatten(2)

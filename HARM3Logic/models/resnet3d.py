@@ -1,0 +1,73 @@
+"""3D ResNet trunk: a volume to a map of tokens.
+
+    (N 1 D H W) -> conv 7^3 /(1,2,2) -> max-pool /2 -> layer1 -> layer2 /2 -> layer3 /2* -> layer4 /2* -> (N C d h w)
+    * replaced by dilation where `output_stride` is smaller than 32
+
+Source: Hara et al. 2018 (3D-ResNets-PyTorch), built from MONAI's ResNet; dilation as in MedicalNet, Chen et al. 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float
+from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck
+from torch import Tensor, nn
+
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
+
+
+@dataclass(frozen=True)
+class TrunkConfig:
+    """Args:
+    widen: factor on the stage widths 64, 128, 256, 512.
+    output_stride: in-plane voxels per token; the slice axis has half of it.
+    """
+
+    depth: Literal[10, 18, 34, 50] = 18
+    widen: float = 1.0
+    output_stride: Literal[8, 16, 32] = 32
+    norm: Literal["batch", "instance"] = "batch"
+
+
+class ResNetTrunk(nn.Module):
+    """The convolutional part of a 3D ResNet."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        block = ResNetBottleneck if config.depth >= 50 else ResNetBlock
+        net = ResNet(
+            block,
+            list(BLOCKS[config.depth]),
+            [64, 128, 256, 512],
+            spatial_dims=3,
+            n_input_channels=1,
+            conv1_t_size=7,
+            conv1_t_stride=(1, 2, 2),
+            shortcut_type="B",
+            widen_factor=config.widen,
+            feed_forward=False,
+            bias_downsample=False,
+            norm="batch" if config.norm == "batch" else ("instance", {"affine": True}),
+        )
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.act, net.maxpool)
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        self.channels = int(512 * config.widen) * block.expansion
+        if config.output_stride <= 16:
+            _dilate(self.layer4, 2)
+        if config.output_stride == 8:
+            _dilate(self.layer3, 2)
+            _dilate(self.layer4, 4)
+
+    def forward(self, volumes: Float[Tensor, "N 1 D H W"]) -> Float[Tensor, "N C d h w"]:
+        return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(volumes)))))
+
+
+def _dilate(stage: nn.Module, dilation: int) -> None:
+    """Trade the stage's stride for dilation: the same field of view on a finer map."""
+    for module in stage.modules():
+        if isinstance(module, nn.Conv3d):
+            module.stride = (1, 1, 1)
+            if module.kernel_size == (3, 3, 3):
+                module.dilation = module.padding = (dilation,) * 3

@@ -1,0 +1,321 @@
+"""A case and a checkpoint to a probability, heatmaps and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+
+from HARM3Logic import __version__, checkpoint, report, volume
+from HARM3Logic.batch import Prepared, collate
+from HARM3Logic.case import TIMEPOINTS, Case, write_text
+from HARM3Logic.device import Precision, best_precision, choose
+from HARM3Logic.errors import BadOption, MissingInput, OutOfMemory
+from HARM3Logic.explain import Explanation, explain
+from HARM3Logic.familiarity import unfamiliar
+from HARM3Logic.prepare import OnEvent, prepare, silent
+from HARM3Logic.report import SlideView, TileView, VolumeView
+from HARM3Logic.slide import Slide, read_tiles
+from HARM3Logic.tile_encoder import TileEncoder
+from HARM3Logic.tiles import paint
+from HARM3Logic.volume import Grid, Volume
+
+SAMPLES = 200  # draws of latents and calibration behind the interval
+INTERVAL = (0.025, 0.975)
+TOP_TILES = 8
+THUMBNAIL_PX = 1024
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What came out for one case; `values` is the content of `prediction.json`.
+
+    Args:
+        heatmaps: input to its Grad-CAM on the input's own grid, 0 to 1 on one scale for all inputs.
+        raw: input to its Grad-CAM on the model grid (logit units).
+    """
+
+    values: Mapping[str, Any]
+    heatmaps: Mapping[str, Volume]
+    raw: Mapping[str, Float[np.ndarray, "D H W"]]
+    slide: SlideView | None
+    html: str
+
+    @property
+    def case_id(self) -> str:
+        return str(self.values["case_id"])
+
+    @property
+    def probability(self) -> float:
+        return float(self.values["probability"])
+
+    @property
+    def decision(self) -> str:
+        return str(self.values["decision"])
+
+    def write(self, out: str | os.PathLike[str]) -> Path:
+        """Write every file into `out`; `prediction.json`, whose presence says the rest is whole, comes last.
+
+        Raises:
+            BadOption: the folder cannot be written.
+        """
+        out = writable(out)
+        work = out / f".writing.{os.getpid()}"
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            self._write_files(work)
+            (out / "prediction.json").unlink(missing_ok=True)
+            for file in sorted(work.iterdir()):
+                file.replace(out / file.name)
+            write_text(out / "prediction.json", json.dumps(self.values, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise BadOption(f"results cannot be written to {str(out)!r} ({error.strerror}).", "Free room or choose another folder.") from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return out
+
+    def _write_files(self, folder: Path) -> None:
+        for name, heat in self.heatmaps.items():
+            volume.write(heat, folder / f"heatmap_{name}.nrrd")
+        np.savez_compressed(folder / "heatmap_raw.npz", **dict(self.raw))
+        if self.slide is not None:
+            Image.fromarray(report.overlay(self.slide.thumbnail, self.slide.attention)).save(folder / "slide_attention.png")
+            mm = self.slide.mm_per_px
+            height, width = self.slide.attention.shape
+            flat = Grid((width, height, 1), (mm, mm, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+            volume.write(Volume(self.slide.attention[None], flat), folder / "slide_attention.nrrd")
+        (folder / "report.html").write_text(self.html, encoding="utf-8")
+
+
+class Predictor:
+    """A checkpoint and its tile encoder kept ready on a device.
+
+    Args:
+        checkpoint: a file; None takes the demo checkpoint.
+        device: auto, cpu, cuda, cuda:<i> or mps.
+        precision: auto takes what is faster on the device.
+
+    Raises:
+        BadCheckpoint, BadOption: the checkpoint, its encoder or the device cannot be used.
+    """
+
+    def __init__(self, checkpoint_path: str | os.PathLike[str] | None = None, device: str = "auto", precision: Precision | None = None) -> None:
+        self.device = choose(device)
+        self.precision: Precision = precision or best_precision(self.device)
+        if self.device.type == "cpu":
+            torch.set_flush_denormal(True)  # denormals slow a CPU down many times
+        self.checkpoint = checkpoint.load(checkpoint_path or checkpoint.default(), self.device)
+        self.encoder: TileEncoder | None = None
+        wanted = self.checkpoint.card.tile_encoder
+        if wanted:
+            self.encoder = TileEncoder.load(wanted["name"], str(self.device), self.precision)
+            checkpoint.check_encoder(self.checkpoint.card, self.encoder.entry.name, self.encoder.weights_sha256)
+
+    def __call__(
+        self, case: Case, *, ignore_masks: bool = False, cache: Path | None = None, on_event: OnEvent = silent
+    ) -> Prediction:
+        """The prediction for one case.
+
+        Raises:
+            MissingInput, BadVolume, BadSlide: the case cannot be used.
+            OutOfMemory: the device is too small.
+            Cancelled: raised by `on_event`.
+        """
+        card = self.checkpoint.card
+        absent = [name for name in card.inputs if name not in case.inputs]
+        needed = [name for name in card.config.get("needs", ()) if name in absent]
+        if needed:
+            raise MissingInput(
+                f"case {case.case_id!r} has no {needed[0]}; {card.model} needs {', '.join(card.config['needs'])}.",
+                f"Load {needed[0]} or choose a checkpoint trained without it.",
+            )
+        images: dict[str, Volume] = {}
+        prepared = prepare(case, card.preprocessing, self.encoder, images=images, cache=cache, ignore_masks=ignore_masks, on_event=on_event)
+        on_event("stage", {"name": "predicting"})
+        try:
+            explanation, draws = self._run(prepared)
+        except torch.cuda.OutOfMemoryError as error:
+            raise OutOfMemory(f"the GPU {self.device} has too little memory for this model.", "Use --device cpu or close other programs.") from error
+        on_event("stage", {"name": "writing the report"})
+        return _assemble(case, prepared, explanation, draws, self, images, ignore_masks)
+
+    def _run(self, prepared: Prepared) -> tuple[Explanation, Float[np.ndarray, " n"]]:
+        model = self.checkpoint.model
+        batch = collate([prepared]).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            explanation = explain(model, batch)
+            logits = np.full(SAMPLES, explanation.logit)
+            if hasattr(model, "sample"):
+                with torch.inference_mode():
+                    logits = model.sample(batch, SAMPLES, torch.Generator().manual_seed(0))[:, 0].double().cpu().numpy()
+        return explanation, logits
+
+
+def predict(
+    case: Case,
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    out: str | os.PathLike[str] | None = None,
+    ignore_masks: bool = False,
+    on_event: OnEvent = silent,
+) -> Prediction:
+    """Predict one case, and write its files when `out` is given. For many cases keep a `Predictor`."""
+    if out is not None:
+        writable(out)
+    prediction = Predictor(checkpoint, device)(case, ignore_masks=ignore_masks, on_event=on_event)
+    if out is not None:
+        prediction.write(out)
+    return prediction
+
+
+def writable(folder: str | os.PathLike[str]) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        BadOption: it cannot be made or written; told before any work is done.
+    """
+    folder = Path(folder)
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadOption(f"the output folder {str(folder)!r} cannot be written ({error.strerror}).", "Choose another with --out.") from error
+    return folder
+
+
+def decide(probability: float, threshold: float, zone: tuple[float, float]) -> str:
+    """The decision in a word; inside the zone the model does not know."""
+    if zone[0] < probability < zone[1]:
+        return "uncertain"
+    return "responder" if probability >= threshold else "non-responder"
+
+
+def _assemble(
+    case: Case,
+    prepared: Prepared,
+    explanation: Explanation,
+    draws: Float[np.ndarray, " n"],
+    predictor: Predictor,
+    images: Mapping[str, Volume],
+    ignore_masks: bool,
+) -> Prediction:
+    card = predictor.checkpoint.card
+    calibrate = card.calibration
+    probability = float(calibrate(np.array(explanation.logit)))
+    low, high = np.quantile(calibrate.draw(draws), INTERVAL)
+    strange = unfamiliar(prepared, predictor.checkpoint.familiarity)
+    raw = {name: s.numpy() for name, s in explanation.saliency.items() if name in prepared.placements}
+    heatmaps = _heatmaps(prepared, raw)
+    slide, tiles = _slide(case, prepared, explanation)
+    values: dict[str, Any] = {
+        "case_id": case.case_id,
+        "probability": probability,
+        "interval": [min(float(low), probability), max(float(high), probability)],
+        "decision": decide(probability, card.threshold, card.uncertain_zone),
+        "threshold": card.threshold,
+        "uncertain_zone": list(card.uncertain_zone),
+        "logit": explanation.logit,
+        "contributions": {name: probability - float(calibrate(np.array(z))) for name, z in explanation.without.items()},
+        "inputs": {name: _input(name, prepared) for name in card.inputs},
+        "heat": {name: _heat(name, heatmaps[name], raw[name], prepared) for name in heatmaps},
+        "tiles": [{"rank": t.rank, "x_px": t.x_px, "y_px": t.y_px, "weight": t.weight} for t in tiles],
+        "registration": {name: _registration(r) for name, r in prepared.registrations.items()},
+        "warnings": [{"code": code, "message": message} for code, message in (*prepared.warnings, *_strange(strange), *_dull(raw))],
+        "out_of_distribution": bool(strange),
+        "ignore_masks": ignore_masks,
+        "model": {
+            "name": card.model,
+            "checkpoint_sha256": predictor.checkpoint.sha256,
+            "version": card.version,
+            "synthetic": bool(card.training.get("synthetic")),
+        },
+        "software": {"harm3slicer": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
+        "device": str(predictor.device),
+        "precision": predictor.precision,
+    }
+    views = [VolumeView(name, images[name], heatmaps[name], _tumour(name, prepared)) for name in heatmaps]
+    return Prediction(values, heatmaps, raw, slide, report.render(values, dataclasses.asdict(card), views, slide))
+
+
+def _heatmaps(prepared: Prepared, raw: Mapping[str, Float[np.ndarray, "D H W"]]) -> dict[str, Volume]:
+    """The maps on their own grids, divided by the one maximum over all of them (0 stays 0)."""
+    assert prepared.grid is not None
+    own = {name: volume.restore(s, prepared.grid, prepared.placements[name].reference, prepared.placements[name].matrix) for name, s in raw.items()}
+    top = max((float(v.array.max()) for v in own.values()), default=0.0)
+    return {name: Volume(v.array / np.float32(top), v.grid) if top > 0 else v for name, v in own.items()}
+
+
+def _tumour(name: str, prepared: Prepared) -> np.ndarray | None:
+    if prepared.tumour is None or prepared.grid is None:
+        return None
+    mask = prepared.tumour[TIMEPOINTS.index(name.split("_")[1])].numpy()
+    place = prepared.placements[name]
+    return volume.restore(mask, prepared.grid, place.reference, place.matrix).array > 0.5
+
+
+def _input(name: str, prepared: Prepared) -> dict[str, Any]:
+    place = prepared.placements.get(name)
+    return {"used": name in prepared.sha256, "sha256": prepared.sha256.get(name), "grid": place.reference.to_dict() if place else None}
+
+
+def _heat(name: str, heat: Volume, raw: Float[np.ndarray, "D H W"], prepared: Prepared) -> dict[str, float | None]:
+    share = None
+    if prepared.tumour is not None and raw.sum() > 0:
+        mask = prepared.tumour[TIMEPOINTS.index(name.split("_")[1])].numpy() > 0.5
+        share = float(raw[mask].sum() / raw.sum())
+    return {"max": float(heat.array.max()), "share_in_tumour": share}
+
+
+def _registration(found: volume.Registration) -> dict[str, float | bool]:
+    return {key: getattr(found, key) for key in ("mi_before", "mi_after", "moved_mm", "rotated_deg", "poor")}
+
+
+def _strange(strange: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [
+        ("out_of_distribution", f"{name} looks unlike the training data ({ratio:.1f} times the largest distance that counts as alike).")
+        for name, ratio in strange.items()
+    ]
+
+
+def _dull(raw: Mapping[str, Float[np.ndarray, "D H W"]]) -> list[tuple[str, str]]:
+    if raw and max(float(s.max()) for s in raw.values()) > 0:
+        return []
+    return [("no_heat", "no region of any volume speaks for response, so the heatmaps are empty.")]
+
+
+def _slide(case: Case, prepared: Prepared, explanation: Explanation) -> tuple[SlideView | None, tuple[TileView, ...]]:
+    """The slide with most attention as pictures, and the highest-ranked tiles on it."""
+    attention = explanation.tile_attention
+    if attention is None or not prepared.tile_grids:
+        return None, ()
+    weights = attention.numpy()
+    ends = np.cumsum([len(grid.xy_px) for _, grid in prepared.tile_grids])
+    parts = np.split(weights, ends[:-1])
+    which = int(np.argmax([part.max() for part in parts]))
+    grid, part = prepared.tile_grids[which][1], parts[which]
+    top = np.argsort(-part, kind="stable")[:TOP_TILES]
+    with Slide.open(case.inputs["slide"][which], case.slide_mpp) as slide:
+        thumbnail = slide.thumbnail(THUMBNAIL_PX)
+        size = (slide.width_px, slide.height_px)
+        tiles = tuple(
+            TileView(rank, int(x), int(y), float(part[k]), read_tiles(slide, grid, int(k), int(k) + 1)[0])
+            for rank, (k, (x, y)) in enumerate(zip(top, grid.xy_px[top], strict=True), start=1)
+        )
+        mm_per_px = slide.mpp * slide.width_px / thumbnail.shape[1] / 1000
+    painted = paint(part / part.max(), grid, size, thumbnail.shape[:2])
+    return SlideView(thumbnail, painted, mm_per_px, tiles, size, grid.size0_px), tiles

@@ -1,0 +1,140 @@
+"""Every case of a cohort to its own folder and one table; a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from HARM3Logic import checkpoint
+from HARM3Logic.case import Case
+from HARM3Logic.cohort import write_cohort
+from HARM3Logic.device import choose
+from HARM3Logic.errors import HARM3Error
+from HARM3Logic.predict import Predictor, writable
+
+MOST_WORKERS = 8  # ours: each holds a model and an encoder, about 1 GB
+_predictor: Predictor | None = None  # one per worker process
+
+
+def predict_cohort(
+    cases: Sequence[Case],
+    out: Path,
+    checkpoint_path: Path | None = None,
+    *,
+    device: str = "auto",
+    ignore_masks: bool = False,
+    workers: int | None = None,
+) -> list[str]:
+    """Predict all cases; `predictions.csv` holds one row for each that could be predicted, `failures.csv` the others.
+
+    A case whose folder holds a whole prediction of the same checkpoint and options is not predicted again.
+
+    Args:
+        workers: processes; None takes one per core on a CPU (at most 8) and one on a GPU.
+
+    Returns:
+        The reasons of the failures.
+
+    Raises:
+        BadOption: the folder or the device cannot be used.
+        BadCheckpoint: the checkpoint cannot be used.
+    """
+    writable(out / "cases")
+    path = checkpoint_path or checkpoint.default()
+    checkpoint.read_card(path)  # a bad checkpoint is told once, before any process starts
+    digest = checkpoint.file_sha256(path)
+    one = choose(device).type != "cpu"
+    rows: dict[str, dict[str, Any]] = {}
+    todo = []
+    for case in cases:
+        done = finished(out / "cases" / case.case_id, digest, ignore_masks)
+        if done is None:
+            todo.append(case)
+        else:
+            rows[case.case_id] = _row(case, done)
+    failures: dict[str, dict[str, str]] = {}
+    count = workers or (1 if one else min(os.cpu_count() or 1, MOST_WORKERS))
+    work = partial(_predict_one, out=out, ignore_masks=ignore_masks)
+    _write_tables(cases, rows, failures, out)
+    results = _each(work, todo, min(count, len(todo)), (path, device))
+    for case, result in tqdm(zip(todo, results, strict=True), "predicting", len(cases), initial=len(rows), unit="case", disable=None):
+        if isinstance(result, str):
+            failures[case.case_id] = {"case_id": case.case_id, "reason": result}
+        else:
+            rows[case.case_id] = _row(case, result)
+        _write_tables(cases, rows, failures, out)
+    return [f"{name}: {failure['reason']}" for name, failure in failures.items()]
+
+
+def finished(folder: Path, checkpoint_sha256: str, ignore_masks: bool) -> dict[str, Any] | None:
+    """The prediction in a folder, if it is whole and was made by this checkpoint with these options."""
+    path = folder / "prediction.json"  # written last and renamed: it is whole or absent
+    if not path.is_file():
+        return None
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    same = values["model"]["checkpoint_sha256"] == checkpoint_sha256 and values["ignore_masks"] == ignore_masks
+    return values if same else None
+
+
+def _each(work: Any, todo: Sequence[Case], count: int, setup: tuple[Path, str]) -> Iterator[dict[str, Any] | str]:
+    if count <= 1:
+        if todo:
+            _start(*setup, threads=None)
+        yield from map(work, todo)
+        return
+    # spawn: a forked copy of torch's or ITK's threads can hang
+    with ProcessPoolExecutor(count, get_context("spawn"), _start, (*setup, max(1, (os.cpu_count() or 1) // count))) as pool:
+        try:
+            yield from pool.map(work, todo)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: finish the cases at work, start no other
+            raise
+
+
+def _start(path: Path, device: str, threads: int | None) -> None:
+    global _predictor
+    if threads:
+        torch.set_num_threads(threads)
+    _predictor = Predictor(path, device)
+
+
+def _predict_one(case: Case, *, out: Path, ignore_masks: bool) -> dict[str, Any] | str:
+    assert _predictor is not None
+    try:
+        prediction = _predictor(case, ignore_masks=ignore_masks)
+        prediction.write(out / "cases" / case.case_id)
+    except HARM3Error as error:
+        return str(error)
+    return dict(prediction.values)
+
+
+def _row(case: Case, values: dict[str, Any]) -> dict[str, Any]:
+    low, high = values["interval"]
+    return {
+        "case_id": case.case_id,
+        "centre": case.centre,
+        "fold": "" if case.fold is None else case.fold,
+        "label": "" if case.label is None else case.label,
+        "probability": values["probability"],
+        "low": low,
+        "high": high,
+        "decision": values["decision"],
+    }
+
+
+def _write_tables(cases: Sequence[Case], rows: dict[str, dict[str, Any]], failures: dict[str, dict[str, str]], out: Path) -> None:
+    ordered = [rows[case.case_id] for case in cases if case.case_id in rows]
+    for name, table in (("predictions.csv", ordered), ("failures.csv", list(failures.values()))):
+        if table:
+            write_cohort(out / name, table)
+        else:
+            (out / name).unlink(missing_ok=True)

@@ -1,0 +1,305 @@
+"""One case as one page of HTML for a reader: the answer, where the model looked, what each input changed, what to doubt.
+
+    Volume --canonical--> Stack (slices as a reader hangs them) --> picture, heat, contours --report.html.j2--> text
+
+The text needs nothing outside itself: pictures are data URIs, contours are SVG paths.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contourpy import contour_generator
+from jaxtyping import Bool, Float, Float32, UInt8
+from jinja2 import Environment, StrictUndefined, Template
+from PIL import Image
+
+from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
+from HARM3Logic.errors import BadGeometry
+from HARM3Logic.stack import key_slices, stack
+from HARM3Logic.volume import Volume
+
+LABELS = {"t1": "T1c", "t2": "T2", "slide": "Biopsy slide", "ct": "CT", "clinical": "Clinical values"}
+LEVELS = ((0.5, "#ffe24a"), (0.75, "#ff9a1f"), (0.9, "#ff3b30"))  # iso-contours of the joint scale and their colours
+HEAT_FROM = 0.25  # heat below is not painted
+HEAT_ALPHA = 0.75  # opacity of heat 1
+ATTENTION_ALPHA = 0.85
+FADE = 0.5  # of the slide towards white under the attention, whose colours would drown in H&E
+INFERNO = ("#000004", "#160b39", "#420a68", "#6a176e", "#932667", "#bc3754", "#dd513a", "#f37819", "#fca50a", "#f6d746", "#fcffa4")
+GREEN = ("#d6f5c9", "#8fd694", "#2fa36b", "#0b6b53", "#003f3a")  # on the pink and violet of H&E, which inferno is too near to
+SERIOUS = ("out_of_distribution", "registration", "spacing_lost", "no_heat")
+NOT_SHOWN = ("patient_id", "centre", "centres", "synthetic")  # keys of the training provenance
+# A file's name may be a patient's: quoted names with a dot or slash, and absolute paths.
+PATH = re.compile(r"""\s*(?:(?<!\w)(['"])[^'"]*[./\\][^'"]*\1(?!\w)|(?<![\w.])(?:[A-Za-z]:\\|~?/)[^\s;,]+|\w+://\S+)""")
+
+@dataclass(frozen=True)
+class VolumeView:
+    """An input volume with its heatmap.
+
+    Args:
+        image: as the user gave it.
+        heat: on the grid of `image`, 0 to 1 on one scale for all volumes.
+        tumour: on the grid of `image`; None where no mask is known.
+        matrix: LPS mm of the frame the volumes are registered in to LPS mm of `image`; None where they are the same.
+
+    Raises:
+        BadGeometry: heat or tumour do not fit the image.
+    """
+
+    name: str
+    image: Volume
+    heat: Volume
+    tumour: Bool[np.ndarray, "D H W"] | None = None
+    matrix: Float[np.ndarray, "4 4"] | None = None
+
+    def __post_init__(self) -> None:
+        for what, shape in (("heatmap", self.heat.array.shape), ("tumour mask", None if self.tumour is None else self.tumour.shape)):
+            if shape not in (None, self.image.array.shape):
+                wanted = f"the {self.image.array.shape} of its image are wanted"
+                raise BadGeometry(f"the {what} of {self.name} has {shape} voxels; {wanted}.", "Restore it to the image's grid.")
+
+
+@dataclass(frozen=True)
+class TileView:
+    """A tile of the slide; x_px, y_px is its upper left corner on level 0, `weight` its share of the slide's attention."""
+
+    rank: int
+    x_px: int
+    y_px: int
+    weight: float
+    image: UInt8[np.ndarray, "S S 3"]
+
+
+@dataclass(frozen=True)
+class SlideView:
+    """The slide as a picture with what the model attended to.
+
+    Args:
+        attention: 0 to 1, relative to the highest tile; 0 where there is no tile.
+        mm_per_px: of the thumbnail.
+        size_px: width and height of level 0.
+        tile_px: edge of a tile on level 0.
+    """
+
+    thumbnail: UInt8[np.ndarray, "h w 3"]
+    attention: Float32[np.ndarray, "h w"]
+    mm_per_px: float
+    tiles: tuple[TileView, ...]
+    size_px: tuple[int, int]
+    tile_px: float
+
+
+def hottest_point(views: Sequence[VolumeView]) -> Float[np.ndarray, " 3"] | None:
+    """Where the heat of all volumes has its maximum, in LPS mm of their common frame; None without heat."""
+    hot = [view for view in views if view.heat.array.max() > 0]
+    if not hot:
+        return None
+    view = max(hot, key=lambda v: float(v.heat.array.max()))
+    z, y, x = np.unravel_index(int(view.heat.array.argmax()), view.heat.array.shape)
+    point = view.image.grid.matrix @ np.array([x, y, z, 1.0])
+    common: Float[np.ndarray, " 3"] = (point if view.matrix is None else point)[:3]
+    return common
+
+
+def outline(values: Float[np.ndarray, "H W"], level: float, pixel_mm: tuple[float, float]) -> str:
+    """An SVG path (mm from the upper left corner) round all that is above the level."""
+    padded = np.pad(values, 1)  # what the edge of the image cuts is closed along it
+    down, right = ((np.arange(n) - 0.5) * mm for n, mm in zip(padded.shape, pixel_mm, strict=True))
+    lines = contour_generator(right, down, padded).lines(level)
+    return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in np.asarray(line)[:-1]) + "Z" for line in lines)
+
+
+def overlay(thumbnail: UInt8[np.ndarray, "h w 3"], attention: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The slide, faded, with its attention in green: the more, the darker; none where there is none."""
+    table = _palette(GREEN)
+    faded = 255 - (1 - FADE) * (255 - thumbnail.astype(np.float32))
+    alpha = (ATTENTION_ALPHA * np.sqrt(np.arange(256) / 255)).astype(np.float32)  # the root: most tiles lie far below the highest
+    level = (np.clip(attention, 0, 1) * 255).astype(np.uint8)
+    share = alpha[level][..., None]
+    mixed: UInt8[np.ndarray, "h w 3"] = (faded * (1 - share) + table[level] * share).round().astype(np.uint8)
+    return mixed
+
+
+def render(prediction: Mapping[str, Any], card: Mapping[str, Any], views: Sequence[VolumeView], slide: SlideView | None) -> str:
+    """The report of one case as HTML.
+
+    Args:
+        prediction: content of `prediction.json`; `created` (ISO date) is shown where given.
+        card: the checkpoint's card as a dictionary.
+        views: the volumes given, in any order.
+    """
+    inputs = tuple(card.get("inputs", ()))
+    training = card.get("training") or {}
+    # a CT model tells response to its drug, not pCR
+    outcome = "pCR" if any(name in MRI for name in (*inputs, *prediction["inputs"])) else ""
+    return _template().render(
+        p=prediction,
+        card=card,
+        outcome=outcome,
+        synthetic=bool(training.get("synthetic") or prediction["model"].get("synthetic") or "synthetic" in str(training.get("data", ""))),
+        facts=[(key.replace("_", " ").replace("auc", "AUC"), fact(value)) for key, value in training.items() if key not in NOT_SHOWN],
+        firm=not prediction["interval"][0] < prediction["threshold"] < prediction["interval"][1],
+        rows=_rows(views, inputs),
+        reach=max([abs(v) for v in prediction["contributions"].values()], default=0.0) or 1.0,
+        slide=None if slide is None else _slide(slide),
+        levels=LEVELS,
+        serious=SERIOUS,
+        inferno=INFERNO,
+        green=GREEN,
+    )
+
+
+def _rows(views: Sequence[VolumeView], inputs: tuple[str, ...]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Rows of the volumes' table: sequences down and timepoints across for MRI, one row for any other volume."""
+    given, point = {view.name: view for view in views}, hottest_point(views)
+    names = [[f"{s}_{t}" for t in TIMEPOINTS] for s in SEQUENCES] if any(n in MRI for n in (*given, *inputs)) else []
+    names += [[name] for name in given if name not in MRI]
+    rows = []
+    for row in names:
+        cells = []
+        for name in row:
+            panels = _panels(given[name], point) if name in given else []
+            absent = "not given" if name in inputs or not inputs else "not used by this model"
+            cells.append({"name": name, "panels": panels, "absent": absent})
+        rows.append((LABELS.get(row[0].split("_")[0], row[0]), cells))
+    return rows
+
+
+def _panels(view: VolumeView, point: Float[np.ndarray, " 3"] | None) -> list[dict[str, Any]]:
+    """What the template draws of a volume's key slices, lengths in mm."""
+    image = stack(view.image)
+    heat = stack(view.heat, image.plane)
+    mask = None if view.tumour is None else stack(Volume(view.tumour.astype(np.float32), view.image.grid), image.plane)
+    if point is not None and view.matrix is not None:
+        point = (view.matrix @ [*point, 1])[:3]
+    sample = view.image.array.ravel()[:: max(1, view.image.array.size // 200_000)]
+    low, high = (float(v) for v in np.percentile(sample, (1, 99)))
+    panels = []
+    for k in key_slices(heat, point):
+        grey = np.clip((image.slices[k] - low) / (high - low or 1.0), 0, 1)
+        height, width = (n * mm for n, mm in zip(grey.shape, image.pixel_mm, strict=True))
+        warm = np.clip(heat.slices[k], 0, 1)
+        panels.append(
+            {
+                "width": round(width, 1),
+                "height": round(height, 1),
+                "bar": nice_length(max(width, height) / 4),
+                "edges": image.edges,
+                "place": image.place(k),
+                "plane": image.plane,
+                "image": picture((grey * 255).astype(np.uint8)),
+                "heat": picture(_heat_table()[(warm * 255).astype(np.uint8)]) if warm.max() >= HEAT_FROM else "",
+                "contours": [(outline(warm, level, image.pixel_mm), colour) for level, colour in LEVELS],
+                "tumour": "" if mask is None else outline(mask.slices[k], 0.5, image.pixel_mm),
+            }
+        )
+    return panels
+
+
+def _slide(view: SlideView) -> dict[str, Any]:
+    """What the template draws of the slide, lengths in thumbnail pixels."""
+    height, width = view.thumbnail.shape[:2]
+    scale = width / view.size_px[0]
+    bar_mm = nice_length(width * view.mm_per_px / 5)
+    return {
+        "width": width,
+        "height": height,
+        "image": picture(overlay(view.thumbnail, view.attention)),
+        "bar_mm": bar_mm,
+        "bar": bar_mm / view.mm_per_px,
+        "tile": view.tile_px * scale,
+        "tile_um": view.tile_px * scale * view.mm_per_px * 1000,
+        "tiles": [(tile, tile.x_px * scale, tile.y_px * scale, picture(tile.image)) for tile in view.tiles],
+    }
+
+
+def picture(pixels: UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W C"]) -> str:
+    """A data URI: PNG where there is transparency, JPEG elsewhere."""
+    file, kind = io.BytesIO(), "png" if pixels.shape[2:] == (4,) else "jpeg"
+    Image.fromarray(pixels).save(file, kind, **({"compress_level": 4} if kind == "png" else {"quality": 90}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def nice_length(most: float) -> float:
+    """The longest of 1, 2, 5 times a power of ten that is not above `most`."""
+    power = 10.0 ** np.floor(np.log10(most))
+    return float(max(f * power for f in (1, 2, 5) if f * power <= most * (1 + 1e-9)))
+
+
+def label(name: str) -> str:
+    """An input's name for people."""
+    return " ".join(LABELS.get(part, part) for part in name.split("_"))
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """Such as `61 %`; never 0 or 100 % for what is only near it."""
+    least = 10.0**-digits
+    if 0 < 100 * share < least / 2:
+        return f"< {least:.{digits}f} %"
+    if share < 1 and 100 * share > 100 - least / 2:
+        return f"> {100 - least:.{digits}f} %"
+    return f"{100 * share:.{digits}f} %"
+
+
+def span(ends: Sequence[float]) -> str:
+    """Such as `48-73 %`."""
+    low, high = (percent(end) for end in ends)
+    return high if low == high else f"{low.removesuffix(' %')}\u2013{high}"
+
+
+def points(change: float) -> str:
+    """A change of probability in percentage points with its sign, such as `+12.3`."""
+    text = f"{100 * abs(change):.1f}"
+    return text if float(text) == 0 else ("+" if change > 0 else "\u2212") + text
+
+
+def fact(value: Any) -> str:
+    """A value of the training provenance for people; nothing for what is empty or looks like a path."""
+    if isinstance(value, Mapping):
+        if {"value", "low", "high"} <= value.keys():
+            return f"{fact(value['value'])} (95 % interval {fact(value['low'])}\u2013{fact(value['high'])})"
+        return ", ".join(f"{str(k).replace('_', ' ')} {text}" for k, v in value.items() if k not in NOT_SHOWN and (text := fact(v)))
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return ", ".join(text for v in value if (text := fact(v)))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 0.005 or value == 0 else ("< 0.01" if value > 0 else "> \u22120.01")
+    return "" if PATH.search(str(value)) else str(value)
+
+
+def sentence(message: str) -> str:
+    """A warning for people: inputs by their names, no file names, a capital letter."""
+    message = re.sub(rf"\b({'|'.join(MRI)})\b", lambda m: label(m[1]), PATH.sub("", message)).strip()
+    return message[:1].upper() + message[1:]
+
+
+def _palette(colours: Sequence[str]) -> UInt8[np.ndarray, "256 3"]:
+    anchors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours])
+    at = np.linspace(0, len(colours) - 1, 256)
+    table: UInt8[np.ndarray, "256 3"] = np.column_stack([np.interp(at, np.arange(len(colours)), c) for c in anchors.T]).round().astype(np.uint8)
+    return table
+
+
+@functools.cache
+def _heat_table() -> UInt8[np.ndarray, "256 4"]:
+    heat = np.arange(256) / 255
+    alpha = np.where(heat < HEAT_FROM, 0, 255 * HEAT_ALPHA * heat)
+    return np.column_stack([_palette(INFERNO), alpha.round().astype(np.uint8)])
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(label=label, percent=percent, span=span, points=points, sentence=sentence, fact=fact)
+    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))

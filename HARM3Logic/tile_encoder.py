@@ -1,0 +1,334 @@
+"""A frozen network that turns the tiles of a slide into features, and the file cache in front of it.
+
+    tiles n S S 3 --(x/255 - mean)/std--> n 3 S S --timm model--> tokens n L E --pooling--> features n F
+
+The only home of timm and h5py. An encoder is one `.safetensors` file: weights, and an `EncoderEntry` in its metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import h5py
+import numpy as np
+import timm
+import torch
+from jaxtyping import Float32, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.layers.pos_embed import resample_abs_pos_embed
+
+from HARM3Logic.errors import BadCheckpoint, BadOption, Cancelled, OutOfMemory
+from HARM3Logic.slide import Slide, TileGrid, read_batches
+
+KEY = "tile_encoder"  # where the entry lies in the file's metadata
+BATCH = 16
+Pooling = Literal["cls", "mean", "cls+mean", "model"]
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class EncoderEntry:
+    """What must be known of an encoder besides its weights.
+
+    Args:
+        timm_kwargs: arguments of `timm.create_model` beside the name; must fit into JSON.
+        mean: subtracted from RGB / 255, then divided by `std`; 0 and 1 leave RGB / 255.
+        pooling: `cls` token, `mean` of the patch tokens, both one after the other, or what the `model` itself returns.
+        features: length of a tile's feature vector.
+    """
+
+    name: str
+    timm_model: str
+    timm_kwargs: dict[str, Any]
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    pooling: Pooling
+    features: int
+    licence: str
+
+    @classmethod
+    def from_json(cls, text: str) -> EncoderEntry:
+        """The entry in a file's metadata.
+
+        Raises:
+            ValueError: the text is not an entry.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict) or set(data) != {f.name for f in fields(cls)} or data["pooling"] not in get_args(Pooling):
+            raise ValueError("not an encoder entry")
+        data["mean"], data["std"] = (tuple(float(v) for v in data[key]) for key in ("mean", "std"))
+        if len(data["mean"]) != 3 or len(data["std"]) != 3 or not all(data["std"]):
+            raise ValueError("mean and std must have three values, std not 0")
+        return cls(**data)
+
+
+def best_precision(device: str) -> Precision:
+    """The precision that is faster on a device at no loss that matters."""
+    if torch.device(device).type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    # measured: with AVX512_BF16 alone bfloat16 runs at 0.65 of the speed of float32; tile units (AMX) are made for it
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return "bfloat16" if torch.device(device).type == "cpu" and has_tiles is not None and has_tiles() else "float32"
+
+
+def default_path() -> Path:
+    """The encoder that comes with the program.
+
+    Raises:
+        BadCheckpoint: it is not there.
+    """
+    root = Path(__file__).resolve().parent.parent
+    places = [root / folder / "Resources" / "Models" / "tile_encoder.safetensors" for folder in ("HARM3Slicer", "")]
+    for place in places:
+        if place.is_file():
+            return place
+    raise BadCheckpoint(f"the tile encoder {str(places[0])!r} is missing.", "Install again, or name an encoder file.")
+
+
+class TileEncoder:
+    """A frozen encoder on a device.
+
+    Args:
+        weights_sha256: hash of the file it came from.
+    """
+
+    def __init__(self, entry: EncoderEntry, model: torch.nn.Module, weights_sha256: str, device: str, precision: Precision) -> None:
+        self.entry = entry
+        self.weights_sha256 = weights_sha256
+        self.device = torch.device(device)
+        self.precision: Precision = precision
+        self._model = model.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
+        self._mean, self._std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (entry.mean, entry.std))
+
+    @classmethod
+    def load(
+        cls, path_or_name: str | os.PathLike[str], device: str = "cpu", precision: Precision | Literal["auto"] = "auto"
+    ) -> TileEncoder:
+        """The encoder in a file, or the one that comes with the program by the name "default" or its own.
+
+        Raises:
+            BadCheckpoint: the file is missing, is no encoder, or its weights do not fit its entry.
+        """
+        path = Path(path_or_name)
+        if not path.exists():
+            shipped = default_path()
+            if str(path_or_name) not in ("default", read_entry(shipped).name):
+                raise BadCheckpoint(f"tile encoder {str(path_or_name)!r} does not exist.", 'Check the path, or use "default".')
+            path = shipped
+        entry = read_entry(path)
+        chosen = best_precision(device) if precision == "auto" else precision
+        try:
+            with safe_open(path, "pt") as file:
+                weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  not a dictionary
+        except (OSError, SafetensorError) as error:
+            raise BadCheckpoint(f"tile encoder {str(path)!r} is damaged ({error}).", "Copy it again.") from error
+        return cls(entry, build(entry, weights, str(path)), _file_sha256(path), device, chosen)
+
+    def encode(self, tiles: UInt8[np.ndarray, "n S S 3"], batch: int = BATCH) -> Float32[np.ndarray, "n F"]:
+        """The features of tiles; those of a tile do not depend on how many follow, for the last batch is filled up.
+
+        Raises:
+            BadOption: the tiles do not have the encoder's size.
+            OutOfMemory: `batch` tiles do not fit on the device.
+        """
+        if tiles.shape[1] != self.entry.size_px:
+            raise BadOption(f"tiles of {tiles.shape[1]} px were given; {self.entry.name} takes {self.entry.size_px} px.", "Change size_px.")
+        out = np.empty((len(tiles), self.entry.features), np.float32)
+        for start in range(0, len(tiles), batch):
+            part = tiles[start : start + batch]
+            full = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
+            out[start : start + len(part)] = self._forward(full)[: len(part)]
+        return out
+
+    @torch.inference_mode()
+    def _forward(self, tiles: UInt8[np.ndarray, "n S S 3"]) -> Float32[np.ndarray, "n F"]:
+        if self.device.type == "cpu":
+            torch.set_flush_denormal(True)  # denormals slow a CPU down many times
+        try:
+            # the bytes lie as n S S 3, which permuted is channels_last already
+            pixels = torch.from_numpy(tiles).to(self.device).permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                features = pool(self._model, pixels, self.entry.pooling)
+            return features.float().cpu().numpy()
+        except torch.cuda.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"{len(tiles)} tiles of {self.entry.size_px} px do not fit on {self.device}.", "Use the device cpu or a smaller batch."
+            ) from error
+
+
+def pool(model: torch.nn.Module, pixels: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """One vector per image."""
+    if pooling == "model":
+        out: torch.Tensor = model(pixels)
+        return out
+    tokens = model.forward_features(pixels).float()  # type: ignore[operator]
+    cls, patches = tokens[:, 0], tokens[:, model.num_prefix_tokens :]  # register tokens count for neither
+    parts = {"cls": [cls], "mean": [patches.mean(1)], "cls+mean": [cls, patches.mean(1)]}
+    return torch.cat(parts[pooling], dim=1)
+
+
+def read_entry(path: Path) -> EncoderEntry:
+    """What an encoder file says of itself.
+
+    Raises:
+        BadCheckpoint: the file is missing, broken or no tile encoder.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return EncoderEntry.from_json((file.metadata() or {})[KEY])
+    except OSError as error:
+        raise BadCheckpoint(f"tile encoder {str(path)!r} cannot be read ({error}).", "Check the path.") from error
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise BadCheckpoint(
+            f"{str(path)!r} is not a tile encoder; a .safetensors file with {KEY!r} in its metadata is wanted.",
+            "Make one with Training/ship_encoder.py.",
+        ) from error
+
+
+def build(entry: EncoderEntry, weights: Mapping[str, torch.Tensor], where: str) -> torch.nn.Module:
+    """The timm model of an entry with its weights; nothing is downloaded.
+
+    Raises:
+        BadCheckpoint: timm does not know the model, or the weights do not fit it.
+    """
+    try:
+        model: torch.nn.Module = timm.create_model(entry.timm_model, pretrained=False, **entry.timm_kwargs)
+        model.load_state_dict(weights, strict=True)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # all of them timm's and torch's answers to wrong entries
+        raise BadCheckpoint(
+            f"weights in {where!r} do not fit {entry.timm_model} ({str(error).splitlines()[0]}).", "Check its entry."
+        ) from error
+    return model
+
+
+def save_encoder(entry: EncoderEntry, weights: Mapping[str, torch.Tensor], out: Path) -> None:
+    """Write an encoder file in half precision, with position embeddings resampled to the entry's tile size.
+
+    Raises:
+        BadCheckpoint: the weights do not fit the entry.
+    """
+    kept = {name: value.float() for name, value in weights.items()}
+    model: Any = timm.create_model(entry.timm_model, pretrained=False, **entry.timm_kwargs)
+    if "pos_embed" in kept and kept["pos_embed"].shape != model.pos_embed.shape:
+        grid = list(model.patch_embed.grid_size)
+        kept["pos_embed"] = resample_abs_pos_embed(kept["pos_embed"], grid, num_prefix_tokens=model.num_prefix_tokens)
+    build(entry, kept, str(out))
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    save_file({k: v.half().contiguous() for k, v in kept.items()}, temporary, metadata={"format": "pt", KEY: json.dumps(asdict(entry))})
+    temporary.chmod(0o644)  # safetensors writes for the owner alone
+    temporary.replace(out)
+
+
+def slide_features(
+    slide: Slide,
+    grid: TileGrid,
+    encoder: TileEncoder,
+    cache_dir: Path | None = None,
+    on_progress: Callable[[float], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    batch: int = BATCH,
+) -> Float32[np.ndarray, "N F"]:
+    """The features of the tiles of a slide, in the order of the grid.
+
+    Args:
+        cache_dir: folder that keeps them, one file for each slide and settings; None keeps nothing.
+        on_progress: told the share that is done, 0 to 1.
+        cancelled: asked before each batch.
+
+    Raises:
+        Cancelled: `cancelled` said so; nothing is written.
+        BadSlide: the pixels cannot be decoded.
+        BadOption: the tiles do not have the encoder's size, or the cache cannot be written.
+        OutOfMemory: `batch` tiles do not fit on the device.
+    """
+    path, features = None, None
+    if cache_dir is not None:
+        about = _about(slide, grid, encoder, batch)
+        path = _cache_path(cache_dir, about)
+        features = _read_cache(path, about, grid, encoder)
+    if features is None:
+        features = np.empty((len(grid.xy_px), encoder.entry.features), np.float32)
+        done = 0
+        with closing(read_batches(slide, grid, batch)) as batches:
+            while done < len(features):
+                if cancelled is not None and cancelled():
+                    raise Cancelled(f"stopped after {done} of {len(features)} tiles of {slide.path.name!r}.", "Start it again.")
+                tiles = next(batches)
+                features[done : done + len(tiles)] = encoder.encode(tiles, batch)
+                done += len(tiles)
+                if on_progress is not None and done < len(features):
+                    on_progress(done / len(features))
+        if path is not None:
+            _write_cache(path, about, grid, features)
+    if on_progress is not None:
+        on_progress(1.0)
+    return features
+
+
+def _about(slide: Slide, grid: TileGrid, encoder: TileEncoder, batch: int) -> dict[str, str | float]:
+    """All that a tile's features depend on."""
+    return {
+        "slide_sha256": slide.sha256,
+        "slide_mpp": slide.mpp,
+        "mpp": grid.mpp,
+        "size_px": grid.tile_settings.size_px,
+        "size0_px": grid.size0_px,
+        "settings": json.dumps({"tiles": asdict(grid.tile_settings), "tissue": asdict(grid.tissue_settings)}, sort_keys=True),
+        "encoder": encoder.entry.name,
+        "weights_sha256": encoder.weights_sha256,
+        "precision": encoder.precision,
+        "batch": batch,
+    }
+
+
+def _cache_path(folder: Path, about: Mapping[str, str | float]) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    except OSError as error:
+        raise BadOption(f"cache folder {str(folder)!r} cannot be made ({error.strerror}).", "Choose another folder.") from error
+    return folder / (hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32] + ".h5")
+
+
+def _checksum(features: np.ndarray, coords: np.ndarray) -> str:
+    return hashlib.sha256(features.tobytes() + coords.tobytes()).hexdigest()
+
+
+def _read_cache(path: Path, about: Mapping[str, str | float], grid: TileGrid, encoder: TileEncoder) -> np.ndarray | None:
+    """The features in a cache file; None unless every attribute, the coordinates and the checksum agree."""
+    try:
+        with h5py.File(path, "r") as file:
+            features, coords, found = file["features"][()], file["coords"][()], dict(file.attrs)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):  # h5py's answers to missing and damaged files
+        return None
+    good = (
+        {**about, "checksum": _checksum(features, coords)} == {key: found.get(key) for key in (*about, "checksum")}
+        and features.shape == (len(grid.xy_px), encoder.entry.features)
+        and features.dtype == np.float32
+        and np.array_equal(coords, grid.xy_px)
+    )
+    return features if good else None
+
+
+def _write_cache(path: Path, about: Mapping[str, str | float], grid: TileGrid, features: np.ndarray) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            file["features"], file["coords"] = features, grid.xy_px
+            file.attrs.update({**about, "checksum": _checksum(features, grid.xy_px)})
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise BadOption(f"features cannot be written to {str(path.parent)!r} ({error}).", "Choose a folder with room.") from error
+
+
+def _file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

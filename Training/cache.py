@@ -1,0 +1,121 @@
+"""Prepare every case of a cohort once and keep the tensors on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from HARM3Logic import __version__, volume
+from HARM3Logic.batch import Prepared
+from HARM3Logic.case import MASKS, MRI, Case
+from HARM3Logic.errors import BadCohort, HARM3Error
+from HARM3Logic.prepare import Preprocessing, prepare
+from HARM3Logic.tile_encoder import TileEncoder
+
+FIELDS = ("mri", "mri_mask", "body", "tumour", "tiles", "tile_xy_um")
+_encoder: TileEncoder | None = None  # one per worker process
+
+
+class Cache:
+    """Prepared cases on disk, read one at a time so that memory does not grow with the cohort."""
+
+    def __init__(self, paths: Sequence[Path], cases: Sequence[Case]) -> None:
+        self.paths, self.cases = tuple(paths), tuple(cases)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Prepared:
+        with safe_open(self.paths[index], "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        case = self.cases[index]
+        return Prepared(case_id=case.case_id, label=case.label, **tensors)
+
+    def __iter__(self) -> Iterator[Prepared]:
+        return (self[index] for index in range(len(self)))
+
+
+def build(
+    cases: Sequence[Case], settings: Preprocessing, encoder: str, folder: Path, *, ignore_masks: bool = False, device: str = "cpu", workers: int | None = None
+) -> Cache:
+    """Prepare what is not yet there; a case whose files or settings changed is prepared again.
+
+    Args:
+        encoder: file or name of the tile encoder.
+        workers: processes; None takes one per core, or one in all where the encoder runs on a GPU.
+
+    Raises:
+        BadCohort: cases cannot be prepared; every one is named with its reason.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded = TileEncoder.load(encoder, device)
+    salt = json.dumps([__version__, dataclasses.asdict(settings), loaded.weights_sha256, ignore_masks], sort_keys=True)
+    paths = [folder / f"{case.case_id}.{_key(case, salt, ignore_masks)}.safetensors" for case in cases]
+    missing = [(case, path) for case, path in zip(cases, paths, strict=True) if not _whole(path)]
+    if missing:
+        failures = _prepare_all(missing, settings, encoder, ignore_masks, device, workers)
+        if failures:
+            listed = "; ".join(failures[:5]) + (f"; and {len(failures) - 5} more" if len(failures) > 5 else "")
+            raise BadCohort(f"{len(failures)} of {len(cases)} cases cannot be prepared: {listed}", "Mend or remove them; the others are kept.")
+    return Cache(paths, cases)
+
+
+def _prepare_all(
+    missing: list[tuple[Case, Path]], settings: Preprocessing, encoder: str, ignore_masks: bool, device: str, workers: int | None
+) -> list[str]:
+    work = partial(_prepare_one, settings=settings, ignore_masks=ignore_masks)
+    count = workers or (1 if device.startswith("cuda") else os.cpu_count() or 1)
+    # spawn: a forked copy of torch's or ITK's threads can hang
+    with ProcessPoolExecutor(min(count, len(missing)), get_context("spawn"), _start, (encoder, device)) as pool:
+        reasons = tqdm(pool.map(work, *zip(*missing, strict=True)), "preparing", len(missing), unit="case", disable=None)
+        return [reason for reason in reasons if reason]
+
+
+def _start(encoder: str, device: str) -> None:
+    global _encoder
+    torch.set_num_threads(1)  # one process per core: more threads would only wait for each other
+    _encoder = TileEncoder.load(encoder, device)
+
+
+def _prepare_one(case: Case, path: Path, *, settings: Preprocessing, ignore_masks: bool) -> str:
+    try:
+        prepared = prepare(case, settings, _encoder, ignore_masks=ignore_masks)
+    except HARM3Error as error:
+        return f"{case.case_id}: {error.message}"
+    tensors = {name: getattr(prepared, name) for name in FIELDS if getattr(prepared, name) is not None}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
+    temporary.replace(path)
+    return ""
+
+
+def _key(case: Case, salt: str, ignore_masks: bool) -> str:
+    """Changes when a file's content or a setting does."""
+    names = [n for n in (*MRI, "slide", *(() if ignore_masks else MASKS)) if n in case.inputs]
+    digest = hashlib.sha256(salt.encode())
+    for name in names:
+        for path in case.inputs[name]:
+            digest.update(f"{name} {volume.sha256(path)} {case.slide_mpp}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _whole(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (SafetensorError, OSError):  # cut short by a crash of the machine: prepare it again
+        return False

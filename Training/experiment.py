@@ -1,0 +1,82 @@
+"""What one training run is: a model, what it sees and how it is trained, as plain values."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pkgutil import iter_modules
+from typing import Any
+
+from HARM3Logic.errors import BadOption
+from HARM3Logic.prepare import Preprocessing
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a training batch.
+
+    Args:
+        flip: probability of a left-right flip.
+        shift: largest shift in voxels, D H W.
+        scale, offset: spread of a factor on, and an addition to, each volume's intensities.
+        drop_volume, drop_slide: probability that an input is withheld, so that the model learns to do without.
+    """
+
+    flip: float = 0.5
+    shift: tuple[int, int, int] = (2, 6, 6)
+    scale: float = 0.1
+    offset: float = 0.1
+    drop_volume: float = 0.1
+    drop_slide: float = 0.1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One recipe. The paper's values are Adam, 1e-4, 1e-6, 200 epochs and batches of 8.
+
+    Args:
+        model: name in `MODELS`.
+        config: its config.
+        ignore_masks: train on the body-centred crop although masks exist.
+        warm_up: share of all steps in which the learning rate rises.
+        kl_warm_up: share of all steps in which the KL term rises from 0.
+        average: decay of the running mean of the weights that is evaluated and kept; 0 keeps the last weights.
+        patience: epochs without a better inner-validation loss before stopping; 0 never stops.
+    """
+
+    model: str
+    config: Any
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    tile_encoder: str = "default"
+    ignore_masks: bool = False
+    epochs: int = 200
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-6
+    warm_up: float = 0.0
+    kl_warm_up: float = 0.1
+    clip: float = 1.0
+    average: float = 0.0
+    patience: int = 0
+    folds: int = 5
+    seed: int = 0
+
+
+def find(name: str) -> Experiment:
+    """The experiment called NAME or NAME:VARIANT; without a variant the module's first.
+
+    Raises:
+        BadOption: there is none of that name; the message lists them.
+    """
+    import Training.experiments as package
+
+    module_name, _, variant = name.partition(":")
+    known = [m.name for m in iter_modules(package.__path__)]
+    if module_name not in known:
+        raise BadOption(f"experiment {module_name!r} does not exist; there are {', '.join(known)}.", "Choose one.")
+    experiments: dict[str, Experiment] = importlib.import_module(f"Training.experiments.{module_name}").EXPERIMENTS
+    variant = variant or next(iter(experiments))
+    if variant not in experiments:
+        raise BadOption(f"{module_name} has no variant {variant!r}; it has {', '.join(experiments)}.", "Choose one.")
+    return experiments[variant]

@@ -1,0 +1,25 @@
+"""HARM3-Fusion.
+
+    harm3 phantom --cases 800 --seed 1 --out runs/phantoms
+    python -m Training.train harm3_fusion:compact --cohort runs/phantoms/cohort.csv --out runs/demo --whole
+"""
+
+from HARM3Logic.models.harm3_fusion import compact, paper
+from HARM3Logic.prepare import Preprocessing
+from Training.experiment import Augmentation, Experiment
+
+EXPERIMENTS = {
+    # the paper's optimiser, rate, decay, epochs and batch; the rest ours
+    "paper": Experiment("harm3_fusion", paper(), patience=30, augmentation=Augmentation(shift=(2, 10, 10))),
+    "compact": Experiment(
+        "harm3_fusion",
+        compact(),
+        Preprocessing(shape=(16, 64, 64), spacing_mm=(5.0, 2.0, 2.0), bias_correction=False),
+        epochs=24,
+        batch_size=16,
+        learning_rate=1e-3,
+        weight_decay=1e-4,
+        warm_up=0.2,
+        average=0.99,
+    ),
+}
