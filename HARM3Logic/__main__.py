@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("harm3", description="Probability of pathological complete response. Research only, not for clinical use.")
+    parser = argparse.ArgumentParser(
+        "harm3", description="Probability of pathological complete response. Research only, not for clinical use."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -102,7 +104,9 @@ def _predict(options: argparse.Namespace) -> int:
 def _case(options: argparse.Namespace) -> Case:
     given = {name: getattr(options, name) for name in BASIC if getattr(options, name) is not None}
     if (options.case is None) == (not given):
-        raise BadOption("predict takes either a CASE.json or the files of one case, and got " + ("both." if given else "neither."), "Give one.")
+        raise BadOption(
+            "predict takes either a CASE.json or the files of one case, and got " + ("both." if given else "neither."), "Give one."
+        )
     if options.case is not None:
         return Case.read(options.case)
     inputs = {name: tuple(paths) if isinstance(paths, list) else (paths,) for name, paths in given.items()}
@@ -128,7 +132,9 @@ def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
     low, high = prediction.values["interval"]
     for warning in prediction.values["warnings"]:
         print(f"warning: {warning['message']}", file=sys.stderr)
-    print(f"{prediction.case_id}: probability of pCR {prediction.probability:.0%} (95 % interval {low:.0%} to {high:.0%}), {prediction.decision}")
+    print(
+        f"{prediction.case_id}: probability of pCR {prediction.probability:.0%} (95 % interval {low:.0%} to {high:.0%}), {prediction.decision}"
+    )
     if prediction.values["model"]["synthetic"]:
         print("The model was trained on synthetic phantoms: for trying out, not for patients.")
     print(f"Results: {out}")

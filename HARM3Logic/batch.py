@@ -31,7 +31,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One case as the model sees it, and how to get back. Absent inputs are zeros with mask False, or None."""
+    """One case as the model sees it, and how to get back. Absent inputs are zeros with mask False, or None.
+
+    `tumour` is 0 or 1, and NaN at a timepoint without a mask.
+    """
 
     case_id: str
     mri: Float[Tensor, "T S D H W"]
@@ -51,7 +54,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of B cases. Masks are True where something is present; absent entries are zero."""
+    """Inputs of B cases. Masks are True where something is present; absent entries are zero, tumours without a mask NaN."""
 
     mri: Float[Tensor, "B T S D H W"] | None = None
     mri_mask: Bool[Tensor, "B T S"] | None = None
@@ -116,7 +119,13 @@ def collate(cases: Sequence[Prepared]) -> Batch:
     return Batch(
         mri=torch.stack([case.mri for case in cases]),
         mri_mask=torch.stack([case.mri_mask for case in cases]),
-        tumour=torch.stack([t for t in tumours if t is not None]) if all(t is not None for t in tumours) else None,
+        tumour=None
+        if all(t is None for t in tumours)
+        else torch.stack([_unknown(c) if t is None else t for c, t in zip(cases, tumours, strict=True)]),
         label=torch.tensor([y for y in labels if y is not None]) if all(y is not None for y in labels) else None,
         **bags,
     )
+
+
+def _unknown(case: Prepared) -> Float[Tensor, "T D H W"]:
+    return torch.full_like(case.mri[:, 0], torch.nan)

@@ -47,7 +47,7 @@ class Case:
     def __post_init__(self) -> None:
         if not self.case_id or self.case_id in (".", "..") or any(c in self.case_id for c in '/\\:*?"<>|\0'):
             raise BadCase(
-                f"case_id is {self.case_id!r}; it names a folder and so must not be empty or hold / \\ : * ? \" < > |.",
+                f'case_id is {self.case_id!r}; it names a folder and so must not be empty or hold / \\ : * ? " < > |.',
                 "Rename the case.",
             )
         unknown = sorted(set(self.inputs) - {*INPUTS, *MASKS})
@@ -134,7 +134,8 @@ def case_from_fields(data: Mapping[str, Any], folder: Path, where: str) -> Case:
             inputs[name] = found
     point = data.get("tumour_point_mm")
     if point:
-        values = [_number(v, "tumour_point_mm", where) for v in (point.split(";") if isinstance(point, str) else point)]
+        parts = point.split(";") if isinstance(point, str) else point
+        values = [_number(v, "tumour_point_mm", where) for v in parts] if isinstance(parts, list) else []
         if len(values) != 3:
             raise BadCase(f"{where}: tumour_point_mm is {point!r}; three numbers x, y, z in mm (LPS) are wanted.", "Correct it.")
         point = (values[0], values[1], values[2])
@@ -143,6 +144,8 @@ def case_from_fields(data: Mapping[str, Any], folder: Path, where: str) -> Case:
     if label not in (None, 0, 1):
         raise BadCase(f"{where}: label is {label}; 1 (responder), 0 or nothing is wanted.", "Correct it.")
     clinical = data.get("clinical") or {}
+    if not isinstance(clinical, Mapping):
+        raise BadCase(f"{where}: clinical is {clinical!r}; an object of variable to value is wanted.", "Correct it.")
     return Case(
         case_id=str(data.get("case_id") or ""),
         inputs=inputs,

@@ -47,13 +47,13 @@ class Calibration:
     covariance: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
 
     def __call__(self, logit: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        return 1 / (1 + np.exp(-(self.slope * logit + self.intercept)))
+        return np.asarray(1 / (1 + np.exp(-(self.slope * logit + self.intercept))))
 
     def draw(self, logits: Float[np.ndarray, " n"], seed: int = 0) -> Float[np.ndarray, " n"]:
         """One probability per logit, each under its own draw of slope and intercept."""
         rng = np.random.default_rng(seed)
         slope, intercept = rng.multivariate_normal((self.slope, self.intercept), np.array(self.covariance), len(logits)).T
-        return 1 / (1 + np.exp(-(slope * logits + intercept)))
+        return np.asarray(1 / (1 + np.exp(-(slope * logits + intercept))))
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _seal(text: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes() if tensors[name].numel() else b"")
+        digest.update(tensors[name].reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())  # view cannot take a scalar
     return digest.hexdigest()
 
 
@@ -178,15 +178,22 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Ch
     card, tensors, limits = _read(path)
     if card.model not in MODELS:
         raise BadCheckpoint(
-            f"checkpoint {path.name!r} holds a {card.model!r}; this version knows {', '.join(MODELS)}.", "Update HARM3Slicer or choose another."
+            f"checkpoint {path.name!r} holds a {card.model!r}; this version knows {', '.join(MODELS)}.",
+            "Update HARM3Slicer or choose another.",
         )
     model = build(card.model, card.config, path.name)
-    weights = {name.removeprefix("model."): t.float() if t.dtype == torch.float16 else t for name, t in tensors.items() if name.startswith("model.")}
+    weights = {
+        name.removeprefix("model."): t.float() if t.dtype == torch.float16 else t
+        for name, t in tensors.items()
+        if name.startswith("model.")
+    }
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise BadCheckpoint(f"checkpoint {path.name!r} does not hold the weights of its {card.model} ({first}).", "Get it again.") from error
+        raise BadCheckpoint(
+            f"checkpoint {path.name!r} does not hold the weights of its {card.model} ({first}).", "Get it again."
+        ) from error
     familiarity = {
         name: Reference(tensors[f"familiarity.{name}.mean"].double().numpy(), tensors[f"familiarity.{name}.spread"].double().numpy(), limit)
         for name, limit in limits.items()
@@ -250,4 +257,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        )

@@ -1,17 +1,17 @@
 """What can go wrong for a user, one class for each cause.
 
-    HARM3Error                code              exit code 2 on the command line
-    |-- MissingInput          missing_input     a case lacks what the model needs
-    |-- BadCase               bad_case          case.json cannot be used
-    |-- BadCohort             bad_cohort        the cohort table cannot be used
-    |-- BadVolume             bad_volume        an image file cannot be used
-    |   `-- BadGeometry       bad_geometry      images do not fit together in space
-    |-- BadSlide              bad_slide         a slide cannot be used
-    |-- BadClinical           bad_clinical      clinical values cannot be used
-    |-- BadCheckpoint         bad_checkpoint    a checkpoint cannot be used
-    |-- BadOption             bad_option        a setting, device or folder cannot be used
-    |-- OutOfMemory           out_of_memory     the device is too small for the work
-    `-- Cancelled             cancelled         the user stopped the work
+HARM3Error                code              exit code 2 on the command line
+|-- MissingInput          missing_input     a case lacks what the model needs
+|-- BadCase               bad_case          case.json cannot be used
+|-- BadCohort             bad_cohort        the cohort table cannot be used
+|-- BadVolume             bad_volume        an image file cannot be used
+|   `-- BadGeometry       bad_geometry      images do not fit together in space
+|-- BadSlide              bad_slide         a slide cannot be used
+|-- BadClinical           bad_clinical      clinical values cannot be used
+|-- BadCheckpoint         bad_checkpoint    a checkpoint cannot be used
+|-- BadOption             bad_option        a setting, device or folder cannot be used
+|-- OutOfMemory           out_of_memory     the device is too small for the work
+`-- Cancelled             cancelled         the user stopped the work
 """
 
 

@@ -49,7 +49,9 @@ def explain(model: nn.Module, batch: Batch) -> Explanation:
     )
 
 
-def saliency(model: nn.Module, batch: Batch, layers: tuple[CamLayer, ...] | None = None) -> tuple[Output, dict[str, Float[Tensor, "B D H W"]]]:
+def saliency(
+    model: nn.Module, batch: Batch, layers: tuple[CamLayer, ...] | None = None
+) -> tuple[Output, dict[str, Float[Tensor, "B D H W"]]]:
     """The model's output and, per input, Grad-CAM enlarged to the model grid; an input a case lacks has a map of zeros.
 
     Args:

@@ -60,7 +60,8 @@ def learn(cases: Iterable[Prepared]) -> dict[str, Reference]:
         table = np.stack(rows)
         spread = table.std(axis=0) + 1e-3 * (np.abs(table).mean() + 1e-6)  # a constant column must not divide by nothing
         reference = Reference(table.mean(axis=0), spread, 0.0)
-        references[name] = Reference(reference.mean, spread, MARGIN * max(reference.distance(row) for row in rows))
+        farthest = max(1.0, *(reference.distance(row) for row in rows))  # an input seen once has no distance of its own
+        references[name] = Reference(reference.mean, spread, MARGIN * farthest)
     return references
 
 

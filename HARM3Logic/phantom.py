@@ -85,7 +85,7 @@ def offset_for(responders: float) -> float:
 
 
 def sigmoid(logit: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return 1 / (1 + np.exp(-logit))
+    return np.asarray(1 / (1 + np.exp(-logit)))
 
 
 def auc(probability: Float[np.ndarray, " N"], label: Int[np.ndarray, " N"]) -> float:

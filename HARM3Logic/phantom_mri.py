@@ -9,11 +9,11 @@ from jaxtyping import Float
 
 from HARM3Logic.volume import Grid, Volume
 
-# signal on (contrast-enhanced T1, T2), relative to the brightest tissue
-AIR, MUSCLE, FAT, BONE = (0.02, 0.02), (0.34, 0.27), (0.85, 0.70), (0.28, 0.32)
-GLAND, VESSEL, NODE, TUMOUR = (0.52, 0.50), (0.92, 0.06), (0.46, 0.55), (0.76, 0.68)
-ENHANCING, PLAIN = 0.78, 0.36  # T1 of the residual mass
-BRIGHT, DARK = 0.72, 0.12  # T2 of the residual mass
+# signal on (contrast-enhanced T1, T2), both fat-suppressed as usual in the neck, relative to the brightest tissue
+AIR, MUSCLE, FAT, BONE = (0.02, 0.02), (0.34, 0.30), (0.20, 0.18), (0.27, 0.34)
+GLAND, VESSEL, NODE, TUMOUR = (0.50, 0.46), (0.72, 0.06), (0.46, 0.52), (0.82, 0.78)
+ENHANCING, PLAIN = 0.84, 0.34  # T1 of the residual mass
+BRIGHT, DARK = 0.82, 0.10  # T2 of the residual mass
 EDGE_MM = 0.8  # softness of every border, stands for partial volume in the plane
 NOISE = 0.025  # sigma of the Rician noise, relative to the brightest tissue
 # in-plane spacing, matrix, slice spacing (mm), slices
@@ -47,7 +47,9 @@ class Ellipsoid:
         if self.wobble:
             angle = np.arctan2(offset[..., 1], offset[..., 0])
             height = offset[..., 2] / distance
-            distance = distance / (1 + self.wobble * np.sin(3 * angle + self.phase) * (1 - height**2) + self.wobble * height * np.cos(self.phase))
+            distance = distance / (
+                1 + self.wobble * np.sin(3 * angle + self.phase) * (1 - height**2) + self.wobble * height * np.cos(self.phase)
+            )
         steep = np.float32(2 * min(self.semi_axes_mm) / EDGE_MM)
         result[near] = 1 / (1 + np.exp(np.clip((distance - 1) * steep, -30, 30)))
         return result
@@ -83,7 +85,9 @@ def draw_scene(rng: np.random.Generator, diameter_ratio: float, enhancing: bool,
     ]
     for s in (-1.0, 1.0):
         organs.append((Ellipsoid(near(s * 33, 8, 0, 1.5), (rng.uniform(3.0, 4.2),) * 2 + (300.0,)), VESSEL))
-        organs.append((Ellipsoid(near(s * 31, -20, 5, 2.5), (rng.uniform(6, 8), rng.uniform(7, 10), rng.uniform(10, 14)), 0.05, 1.0), GLAND))
+        organs.append(
+            (Ellipsoid(near(s * 31, -20, 5, 2.5), (rng.uniform(6, 8), rng.uniform(7, 10), rng.uniform(10, 14)), 0.05, 1.0), GLAND)
+        )
         for _ in range(rng.integers(1, 4)):
             r = rng.uniform(2.5, 4.5)
             organs.append((Ellipsoid(near(s * 38, 12, rng.uniform(-28, 28), 2.5), (r, r, r * rng.uniform(1.0, 1.6))), NODE))
@@ -114,7 +118,13 @@ def render(scene: Scene, rng: np.random.Generator, size: str) -> dict[str, Volum
 
 
 def _acquire(
-    scene: Scene, lesion: Ellipsoid, signal: tuple[float, float], channel: int, grid: Grid, motion: Float[np.ndarray, "4 4"], rng: np.random.Generator
+    scene: Scene,
+    lesion: Ellipsoid,
+    signal: tuple[float, float],
+    channel: int,
+    grid: Grid,
+    motion: Float[np.ndarray, "4 4"],
+    rng: np.random.Generator,
 ) -> Volume:
     mean = np.zeros(grid.shape, dtype=np.float32)
     for shift in (-0.3, 0.0, 0.3):  # a thick slice is the mean of thinner ones

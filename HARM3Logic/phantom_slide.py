@@ -120,7 +120,11 @@ def _stamp(
 
 
 def _gland(
-    eosin: Float[np.ndarray, "H W"], haematoxylin: Float[np.ndarray, "H W"], rng: np.random.Generator, tissue: Float[np.ndarray, "H W"], mpp: float
+    eosin: Float[np.ndarray, "H W"],
+    haematoxylin: Float[np.ndarray, "H W"],
+    rng: np.random.Generator,
+    tissue: Float[np.ndarray, "H W"],
+    mpp: float,
 ) -> None:
     """A ring of nuclei round an empty lumen."""
     places = np.flatnonzero(tissue > 0.95)

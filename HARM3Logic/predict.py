@@ -9,6 +9,7 @@ import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ class Prediction:
                 file.replace(out / file.name)
             write_text(out / "prediction.json", json.dumps(self.values, indent=2, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise BadOption(f"results cannot be written to {str(out)!r} ({error.strerror}).", "Free room or choose another folder.") from error
+            raise BadOption(
+                f"results cannot be written to {str(out)!r} ({error.strerror}).", "Free room or choose another folder."
+            ) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return out
@@ -111,7 +114,9 @@ class Predictor:
         BadCheckpoint, BadOption: the checkpoint, its encoder or the device cannot be used.
     """
 
-    def __init__(self, checkpoint_path: str | os.PathLike[str] | None = None, device: str = "auto", precision: Precision | None = None) -> None:
+    def __init__(
+        self, checkpoint_path: str | os.PathLike[str] | None = None, device: str = "auto", precision: Precision | None = None
+    ) -> None:
         self.device = choose(device)
         self.precision: Precision = precision or best_precision(self.device)
         if self.device.type == "cpu":
@@ -123,9 +128,7 @@ class Predictor:
             self.encoder = TileEncoder.load(wanted["name"], str(self.device), self.precision)
             checkpoint.check_encoder(self.checkpoint.card, self.encoder.entry.name, self.encoder.weights_sha256)
 
-    def __call__(
-        self, case: Case, *, ignore_masks: bool = False, cache: Path | None = None, on_event: OnEvent = silent
-    ) -> Prediction:
+    def __call__(self, case: Case, *, ignore_masks: bool = False, cache: Path | None = None, on_event: OnEvent = silent) -> Prediction:
         """The prediction for one case.
 
         Raises:
@@ -147,7 +150,9 @@ class Predictor:
         try:
             explanation, draws = self._run(prepared)
         except torch.cuda.OutOfMemoryError as error:
-            raise OutOfMemory(f"the GPU {self.device} has too little memory for this model.", "Use --device cpu or close other programs.") from error
+            raise OutOfMemory(
+                f"the GPU {self.device} has too little memory for this model.", "Use --device cpu or close other programs."
+            ) from error
         on_event("stage", {"name": "writing the report"})
         return _assemble(case, prepared, explanation, draws, self, images, ignore_masks)
 
@@ -224,6 +229,7 @@ def _assemble(
     slide, tiles = _slide(case, prepared, explanation)
     values: dict[str, Any] = {
         "case_id": case.case_id,
+        "created": datetime.now().astimezone().isoformat(timespec="minutes"),
         "probability": probability,
         "interval": [min(float(low), probability), max(float(high), probability)],
         "decision": decide(probability, card.threshold, card.uncertain_zone),
@@ -248,14 +254,17 @@ def _assemble(
         "device": str(predictor.device),
         "precision": predictor.precision,
     }
-    views = [VolumeView(name, images[name], heatmaps[name], _tumour(name, prepared)) for name in heatmaps]
+    views = [VolumeView(name, images[name], heatmaps[name], _tumour(name, prepared), prepared.placements[name].matrix) for name in heatmaps]
     return Prediction(values, heatmaps, raw, slide, report.render(values, dataclasses.asdict(card), views, slide))
 
 
 def _heatmaps(prepared: Prepared, raw: Mapping[str, Float[np.ndarray, "D H W"]]) -> dict[str, Volume]:
     """The maps on their own grids, divided by the one maximum over all of them (0 stays 0)."""
     assert prepared.grid is not None
-    own = {name: volume.restore(s, prepared.grid, prepared.placements[name].reference, prepared.placements[name].matrix) for name, s in raw.items()}
+    own = {
+        name: volume.restore(s, prepared.grid, prepared.placements[name].reference, prepared.placements[name].matrix)
+        for name, s in raw.items()
+    }
     top = max((float(v.array.max()) for v in own.values()), default=0.0)
     return {name: Volume(v.array / np.float32(top), v.grid) if top > 0 else v for name, v in own.items()}
 
@@ -264,6 +273,8 @@ def _tumour(name: str, prepared: Prepared) -> np.ndarray | None:
     if prepared.tumour is None or prepared.grid is None:
         return None
     mask = prepared.tumour[TIMEPOINTS.index(name.split("_")[1])].numpy()
+    if np.isnan(mask).any():
+        return None
     place = prepared.placements[name]
     return volume.restore(mask, prepared.grid, place.reference, place.matrix).array > 0.5
 
@@ -276,8 +287,8 @@ def _input(name: str, prepared: Prepared) -> dict[str, Any]:
 def _heat(name: str, heat: Volume, raw: Float[np.ndarray, "D H W"], prepared: Prepared) -> dict[str, float | None]:
     share = None
     if prepared.tumour is not None and raw.sum() > 0:
-        mask = prepared.tumour[TIMEPOINTS.index(name.split("_")[1])].numpy() > 0.5
-        share = float(raw[mask].sum() / raw.sum())
+        mask = prepared.tumour[TIMEPOINTS.index(name.split("_")[1])].numpy()
+        share = None if np.isnan(mask).any() else float(raw[mask > 0.5].sum() / raw.sum())
     return {"max": float(heat.array.max()), "share_in_tumour": share}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 from HARM3Logic import volume
 from HARM3Logic.batch import Placement, Prepared
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS, Case
-from HARM3Logic.errors import MissingInput
+from HARM3Logic.errors import BadVolume, MissingInput
 from HARM3Logic.slide import Slide, tile_grid
 from HARM3Logic.tile_encoder import TileEncoder, slide_features
 from HARM3Logic.tiles import TileGrid, TileSettings
@@ -93,20 +94,23 @@ def prepare(
         read = volume.read(case.inputs[name][0])
         if images is not None:
             images[name] = read
-        found[name] = _turn(read, name, settings, warnings)
+        with _about(name):
+            found[name] = _turn(read, name, settings, warnings)
+    masks = {} if ignore_masks else _masks(case)
     on_event("stage", {"name": "registering"})
     registrations, matrices = _register(found, settings.registration, warnings)
-    masks = {} if ignore_masks else _masks(case)
     grid = _model_grid(found, matrices, masks, settings, warnings)
     shape = (len(TIMEPOINTS), len(SEQUENCES), *grid.shape)
     mri, shown = torch.zeros(shape), torch.zeros(shape[:2], dtype=torch.bool)
     body = np.zeros(grid.shape, dtype=bool)
     for name, image in found.items():
         t, s = _place(name)
-        inside = volume.resample(Volume(image.body.astype(np.float32), image.volume.grid), grid, matrices[name], nearest=True, outside=0.0) > 0
+        own = Volume(image.body.astype(np.float32), image.volume.grid)
+        with _about(name):
+            inside = volume.resample(own, grid, matrices[name], nearest=True, outside=0.0) > 0
+            array = volume.resample(image.volume, grid, matrices[name])
+            mri[t, s] = torch.from_numpy(volume.normalise(array, inside, settings.percentiles))
         body |= inside
-        array = volume.resample(image.volume, grid, matrices[name])
-        mri[t, s] = torch.from_numpy(volume.normalise(array, inside, settings.percentiles))
         shown[t, s] = True
     on_event("stage", {"name": "reading the slide"})
     tiles, places, tile_grids = _slides(case, settings, encoder, cache, warnings, on_event)
@@ -126,6 +130,15 @@ def prepare(
         sha256={name: volume.sha256(case.inputs[name][0]) for name in names} | _slide_hash(tile_grids),
         warnings=tuple(warnings),
     )
+
+
+@contextmanager
+def _about(name: str) -> Iterator[None]:
+    """Errors of the block say which input they are about."""
+    try:
+        yield
+    except BadVolume as error:
+        raise type(error)(f"{name}: {error.message}", error.advice) from error
 
 
 def _place(name: str) -> tuple[int, int]:
@@ -161,7 +174,8 @@ def _register(
         wanted = mode == "full" or (mode == "within_timepoint" and fixed.split("_")[1] == timepoint)
         step = np.eye(4)
         if name != first and wanted:
-            found = volume.register(images[fixed].volume, images[name].volume, images[fixed].body)
+            with _about(f"{name} to {fixed}"):
+                found = volume.register(images[fixed].volume, images[name].volume, images[fixed].body)
             registrations[name], step = found, found.matrix
             if found.poor:
                 warnings.append(("registration", f"{name} may not be aligned with {fixed} (moved {found.moved_mm:.1f} mm, "
@@ -194,7 +208,9 @@ def _model_grid(
             low, high = _box(masks[name].array > 0, masks[name].grid)
             room = np.array(settings.shape[::-1]) * np.array(settings.spacing_mm[::-1])
             if np.any(high - low > room):
-                warnings.append(("tumour_cropped", f"the tumour measures {np.max(high - low):.0f} mm and is cut by the model's field of view."))
+                warnings.append(
+                    ("tumour_cropped", f"the tumour measures {np.max(high - low):.0f} mm and is cut by the model's field of view.")
+                )
             centre = np.linalg.inv(matrix) @ np.append((low + high) / 2, 1)
             return Grid.axis_aligned(tuple(centre[:3].tolist()), settings.shape, settings.spacing_mm)
     first = next(iter(images.values()))
@@ -213,7 +229,7 @@ def _box(mask: Bool[np.ndarray, "D H W"], grid: Grid) -> tuple[Float[np.ndarray,
 def _tumour(masks: Mapping[str, Volume], grid: Grid, matrices: Mapping[str, Float[np.ndarray, "4 4"]]) -> Float[Tensor, "T D H W"] | None:
     if not masks:
         return None
-    tumour = torch.zeros(len(TIMEPOINTS), *grid.shape)
+    tumour = torch.full((len(TIMEPOINTS), *grid.shape), torch.nan)
     for name, mask in masks.items():
         matrix = _mask_matrix(name, matrices)
         if matrix is not None:

@@ -40,6 +40,7 @@ NOT_SHOWN = ("patient_id", "centre", "centres", "synthetic")  # keys of the trai
 # A file's name may be a patient's: quoted names with a dot or slash, and absolute paths.
 PATH = re.compile(r"""\s*(?:(?<!\w)(['"])[^'"]*[./\\][^'"]*\1(?!\w)|(?<![\w.])(?:[A-Za-z]:\\|~?/)[^\s;,]+|\w+://\S+)""")
 
+
 @dataclass(frozen=True)
 class VolumeView:
     """An input volume with its heatmap.
@@ -99,20 +100,24 @@ class SlideView:
 
 def hottest_point(views: Sequence[VolumeView]) -> Float[np.ndarray, " 3"] | None:
     """Where the heat of all volumes has its maximum, in LPS mm of their common frame; None without heat."""
-    hot = [view for view in views if view.heat.array.max() > 0]
-    if not hot:
+    peaks = [float(view.heat.array.max()) for view in views]
+    if max(peaks, default=0.0) <= 0:
         return None
-    view = max(hot, key=lambda v: float(v.heat.array.max()))
+    view = views[int(np.argmax(peaks))]
     z, y, x = np.unravel_index(int(view.heat.array.argmax()), view.heat.array.shape)
     point = view.image.grid.matrix @ np.array([x, y, z, 1.0])
-    common: Float[np.ndarray, " 3"] = (point if view.matrix is None else point)[:3]
+    common: Float[np.ndarray, " 3"] = (point if view.matrix is None else np.linalg.inv(view.matrix) @ point)[:3]
     return common
 
 
 def outline(values: Float[np.ndarray, "H W"], level: float, pixel_mm: tuple[float, float]) -> str:
     """An SVG path (mm from the upper left corner) round all that is above the level."""
-    padded = np.pad(values, 1)  # what the edge of the image cuts is closed along it
-    down, right = ((np.arange(n) - 0.5) * mm for n, mm in zip(padded.shape, pixel_mm, strict=True))
+    above = values > level
+    rows, columns = np.flatnonzero(above.any(axis=1)), np.flatnonzero(above.any(axis=0))
+    if not rows.size:
+        return ""
+    padded = np.pad(values, 1)[rows[0] : rows[-1] + 3, columns[0] : columns[-1] + 3]  # what the edge of the image cuts is closed along it
+    down, right = ((start + np.arange(n) - 0.5) * mm for start, n, mm in zip((rows[0], columns[0]), padded.shape, pixel_mm, strict=True))
     lines = contour_generator(right, down, padded).lines(level)
     return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in np.asarray(line)[:-1]) + "Z" for line in lines)
 
@@ -196,7 +201,7 @@ def _panels(view: VolumeView, point: Float[np.ndarray, " 3"] | None) -> list[dic
                 "place": image.place(k),
                 "plane": image.plane,
                 "image": picture((grey * 255).astype(np.uint8)),
-                "heat": picture(_heat_table()[(warm * 255).astype(np.uint8)]) if warm.max() >= HEAT_FROM else "",
+                "heat": picture((warm * 255).astype(np.uint8), _heat_table()) if warm.max() >= HEAT_FROM else "",
                 "contours": [(outline(warm, level, image.pixel_mm), colour) for level, colour in LEVELS],
                 "tumour": "" if mask is None else outline(mask.slices[k], 0.5, image.pixel_mm),
             }
@@ -221,11 +226,15 @@ def _slide(view: SlideView) -> dict[str, Any]:
     }
 
 
-def picture(pixels: UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W C"]) -> str:
-    """A data URI: PNG where there is transparency, JPEG elsewhere."""
-    file, kind = io.BytesIO(), "png" if pixels.shape[2:] == (4,) else "jpeg"
-    Image.fromarray(pixels).save(file, kind, **({"compress_level": 4} if kind == "png" else {"quality": 90}))
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+def picture(pixels: UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"], table: UInt8[np.ndarray, "256 4"] | None = None) -> str:
+    """A data URI: a JPEG, or a PNG in the colours of a table (red, green, blue, opacity)."""
+    file, image = io.BytesIO(), Image.fromarray(pixels)
+    if table is None:
+        image.save(file, "jpeg", quality=90, subsampling=0)  # else colours bleed over the edges of tiles
+    else:
+        image.putpalette(table[:, :3].tobytes())
+        image.save(file, "png", transparency=table[:, 3].tobytes(), compress_level=4)
+    return f"data:image/{'png' if table is not None else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def nice_length(most: float) -> float:
@@ -286,8 +295,8 @@ def sentence(message: str) -> str:
 
 def _palette(colours: Sequence[str]) -> UInt8[np.ndarray, "256 3"]:
     anchors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours])
-    at = np.linspace(0, len(colours) - 1, 256)
-    table: UInt8[np.ndarray, "256 3"] = np.column_stack([np.interp(at, np.arange(len(colours)), c) for c in anchors.T]).round().astype(np.uint8)
+    known, wanted = np.arange(len(colours)), np.linspace(0, len(colours) - 1, 256)
+    table: UInt8[np.ndarray, "256 3"] = np.column_stack([np.interp(wanted, known, c) for c in anchors.T]).round().astype(np.uint8)
     return table
 
 

@@ -320,6 +320,12 @@ def test_tiles_are_boxed_where_they_lie_on_the_thumbnail():
     assert re.search(r"0\.2 mm", html)  # scale bar: the longest nice length up to a fifth of 2 mm
 
 
+def test_bars_against_response_lie_left_of_the_middle():
+    html = render(contributions={"t1_pre": 0.2, "slide": -0.1})
+    (x1, w1), (x2, w2) = [map(float, bar) for bar in re.findall(r'<rect x="([\d.]+)%" y="2" width="([\d.]+)%"', html)]
+    assert x1 == 50 and x2 + w2 == pytest.approx(50) and w1 == pytest.approx(2 * w2)
+
+
 def test_serious_warnings_come_first():
     html = render(warnings=[{"code": "ink", "message": "pen."}, {"code": "registration", "message": "t2_post may not be aligned."}])
     assert html.index("T2 post may not be aligned.") < html.index("Pen.")

@@ -48,7 +48,14 @@ class Cache:
 
 
 def build(
-    cases: Sequence[Case], settings: Preprocessing, encoder: str, folder: Path, *, ignore_masks: bool = False, device: str = "cpu", workers: int | None = None
+    cases: Sequence[Case],
+    settings: Preprocessing,
+    encoder: str,
+    folder: Path,
+    *,
+    ignore_masks: bool = False,
+    device: str = "cpu",
+    workers: int | None = None,
 ) -> Cache:
     """Prepare what is not yet there; a case whose files or settings changed is prepared again.
 
@@ -68,7 +75,9 @@ def build(
         failures = _prepare_all(missing, settings, encoder, ignore_masks, device, workers)
         if failures:
             listed = "; ".join(failures[:5]) + (f"; and {len(failures) - 5} more" if len(failures) > 5 else "")
-            raise BadCohort(f"{len(failures)} of {len(cases)} cases cannot be prepared: {listed}", "Mend or remove them; the others are kept.")
+            raise BadCohort(
+                f"{len(failures)} of {len(cases)} cases cannot be prepared: {listed}", "Mend or remove them; the others are kept."
+            )
     return Cache(paths, cases)
 
 

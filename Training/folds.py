@@ -29,7 +29,10 @@ def folds(cases: Sequence[Case], count: int, seed: int, choose_share: float = 0.
     """
     labels, groups = _labels(cases), _groups(cases)
     given = [case.fold for case in cases]
-    if all(f is not None for f in given):
+    if any(f is not None for f in given):
+        without = next((case.case_id for case in cases if case.fold is None), None)
+        if without is not None:
+            raise BadCohort(f"case {without!r} has no fold but others have one; all or none are wanted.", "Fill the column or remove it.")
         number = np.array(given)
         for group in set(groups):
             if len(set(number[groups == group])) > 1:
@@ -60,7 +63,9 @@ def _groups(cases: Sequence[Case]) -> np.ndarray:
 def _assign(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
     patients = min((len(set(groups[labels == label])) for label in (0, 1)), default=0)
     if patients < count:
-        raise BadCohort(f"a class has {patients} patients; {count} folds need at least {count} of each.", "Use fewer folds or more patients.")
+        raise BadCohort(
+            f"a class has {patients} patients; {count} folds need at least {count} of each.", "Use fewer folds or more patients."
+        )
     number = np.zeros(len(labels), dtype=int)
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     for k, (_, judge) in enumerate(splitter.split(labels, labels, groups)):

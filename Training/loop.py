@@ -51,7 +51,9 @@ def train(experiment: Experiment, cache: Cache, split: Split, out: Path, device:
     parts: dict[str, Any] = {"model": model, "optimiser": optimiser} | ({"average": average} if average else {})
     state = _resume(out / "state.pt", parts)
     steps = math.ceil(len(split.train) / experiment.batch_size)
-    epochs = tqdm(range(state["epoch"], experiment.epochs), out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch", disable=None)
+    epochs = tqdm(
+        range(state["epoch"], experiment.epochs), out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch", disable=None
+    )
     for epoch in epochs:
         if experiment.patience and epoch - state["best_epoch"] > experiment.patience:
             break
@@ -65,8 +67,9 @@ def train(experiment: Experiment, cache: Cache, split: Split, out: Path, device:
             if experiment.patience:
                 _save(out / "best.pt", judged.state_dict())
         state["epoch"] = epoch + 1
-        _save(out / "state.pt", {"state": state, **{name: part.state_dict() for name, part in parts.items()}})
+        # the log first: a line without its state is written again, a state without its line would never be
         _log(out / "metrics.jsonl", {"epoch": epoch, "seconds": time.monotonic() - began, "inner_loss": chosen, **losses}, epoch)
+        _save(out / "state.pt", {"state": state, **{name: part.state_dict() for name, part in parts.items()}})
         epochs.set_postfix(loss=f"{losses['bce']:.3f}", inner=f"{chosen:.3f}")
     final = average.module if average else model
     if experiment.patience:
@@ -104,7 +107,9 @@ def _epoch(
             losses["kl"] = losses["kl"] * min(1.0, done / experiment.kl_warm_up)
         total = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(total):
-            raise Diverged(f"the loss is {float(total)} in epoch {epoch} at the cases {', '.join(names)}.", "Lower the learning rate or look at them.")
+            raise Diverged(
+                f"the loss is {float(total)} in epoch {epoch} at the cases {', '.join(names)}.", "Lower the learning rate or look at them."
+            )
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), experiment.clip)

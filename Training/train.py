@@ -38,7 +38,9 @@ ZONE = 0.10  # probabilities this near the threshold are "I do not know"
 INTENDED_USE = "Research on treatment response. Not for clinical use."
 
 
-def run(experiment: Experiment, name: str, cohort: Path, out: Path, fold: int | None, every: bool, device: torch.device, workers: int | None) -> None:
+def run(
+    experiment: Experiment, name: str, cohort: Path, out: Path, fold: int | None, every: bool, device: torch.device, workers: int | None
+) -> None:
     """Train the asked folds (all of them by default) or one model on every case."""
     cases = read_cohort(cohort)
     splits = [("whole", whole(cases, experiment.seed))] if every else [

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
@@ -34,6 +35,8 @@ class HARM3FusionConfig:
         tile_features: width F of the tile encoder.
         ldvae, attn1: False concatenates instead (rows of the ablation).
         attn2: cross (eqs. 6, 7), concat (both token sequences into the same CNN) or mri_only (no slide at all).
+        mask_weight: weight of an auxiliary loss in training: the trunk's second stage also tells where the tumour is, where masks
+            are given. The paper has masks and does not say whether it trained with them; predicting never needs them.
         cam_layer: submodule of the trunk whose output Grad-CAM explains.
         l1: weight of the L1 norm of the fusion and head parameters.
     """
@@ -58,6 +61,7 @@ class HARM3FusionConfig:
     ldvae: bool = True
     attn1: bool = True
     attn2: Literal["cross", "concat", "mri_only"] = "cross"
+    mask_weight: float = 0.0
     cam_layer: str = "layer4"
     l1: float = 1e-5
     needs: tuple[str, ...] = field(default=())  # inputs that may not be missing; empty: any one volume will do
@@ -71,16 +75,20 @@ def paper() -> HARM3FusionConfig:
 def compact() -> HARM3FusionConfig:
     """At most 3 M parameters, for the demo and for processors without a GPU."""
     return HARM3FusionConfig(
-        trunk=TrunkConfig(depth=10, widen=0.25, output_stride=16),
+        trunk=TrunkConfig(depth=10, widen=0.25, stem="strided", output_stride=32),
         vae=LdvaeConfig(width=128, hidden=128, latent=64),
         volume_shape=(16, 64, 64),
         width=128,
         heads=4,
         hidden=256,
         pooled=16,
+        cross_heads=4,
+        cross_residual=True,
         head_widths=(64, 64, 32),
         head_norm="group",
+        mask_weight=4.0,
         cam_layer="layer2",
+        l1=1e-7,  # at the tenfold learning rate of the small model 1e-5 empties the attention before it has learned anything
     )
 
 
@@ -93,6 +101,8 @@ class HARM3Fusion(nn.Module):
         self.trunks = nn.ModuleDict({s: ResNetTrunk(c.trunk) for s in SEQUENCES})
         channels = next(iter(self.trunks.values())).channels
         self.to_width = nn.ModuleDict({s: nn.Linear(channels, c.width) if channels != c.width else nn.Identity() for s in SEQUENCES})
+        if c.mask_weight:
+            self.to_mask = nn.ModuleDict({s: nn.Conv3d(self.trunks[s].middle_channels, 1, 1) for s in SEQUENCES})
         self.vaes = nn.ModuleDict({s: LDVAE(c.vae) for s in SEQUENCES}) if c.ldvae else None
         stride = c.trunk.output_stride
         self.map_shape = tuple(-(-n // s) for n, s in zip(c.volume_shape, (stride // 2, stride, stride), strict=True))
@@ -117,11 +127,13 @@ class HARM3Fusion(nn.Module):
         Raises:
             MissingInput: a case has no volume, or lacks one the config says it needs.
         """
-        return self._fuse(batch, self._mri_tokens(batch), sample=None)
+        tokens, losses = self._mri_tokens(batch)
+        output = self._fuse(batch, tokens, sample=None)
+        return Output(output.logit, {**output.losses, **losses}, output.attention)
 
     def sample(self, batch: Batch, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n B"]:
         """Logits under n draws of the latents; the trunk runs once."""
-        tokens = self._mri_tokens(batch)
+        tokens, _ = self._mri_tokens(batch)
         return torch.stack([self._fuse(batch, tokens, generator or torch.Generator().manual_seed(0)).logit for _ in range(n)])
 
     def cam_layers(self) -> tuple[CamLayer, ...]:
@@ -134,20 +146,23 @@ class HARM3Fusion(nn.Module):
         """What the model can read."""
         return MRI if self.config.attn2 == "mri_only" else (*MRI, "slide")
 
-    def _mri_tokens(self, batch: Batch) -> Float[Tensor, "B T S L E"]:
+    def _mri_tokens(self, batch: Batch) -> tuple[Float[Tensor, "B T S L E"], dict[str, Float[Tensor, ""]]]:
         mri, present = batch.need("mri", "mri_mask")
         self._check(present)
-        tokens = []
+        tokens, mask_losses = [], []
         for s, name in enumerate(SEQUENCES):
             shown = present[:, :, s]
             rows = mri[:, :, s][shown][:, None]  # only volumes that are there: no neighbour, no zero reaches the statistics
             length = self.map_shape[0] * self.map_shape[1] * self.map_shape[2]
             out = mri.new_zeros(*shown.shape, length, self.config.width)
             if len(rows):
-                maps = self.trunks[name](rows).flatten(2).transpose(1, 2)
-                out[shown] = self.to_width[name](maps).to(out.dtype)
+                maps, middle = self.trunks[name](rows)
+                out[shown] = self.to_width[name](maps.flatten(2).transpose(1, 2)).to(out.dtype)
+                if self.training and self.config.mask_weight and batch.tumour is not None:
+                    mask_losses.append(mask_loss(self.to_mask[name](middle)[:, 0], batch.tumour[shown]))
             tokens.append(out)
-        return torch.stack(tokens, dim=2)
+        losses = {"mask": self.config.mask_weight * torch.stack(mask_losses).mean()} if mask_losses else {}
+        return torch.stack(tokens, dim=2), losses
 
     def _check(self, present: Bool[Tensor, "B T S"]) -> None:
         flat = present.flatten(1)
@@ -228,6 +243,13 @@ class HARM3Fusion(nn.Module):
         """Sequence, timepoint and map position of every token, in the order S, T, d, h, w."""
         axes = [torch.arange(n) for n in (len(SEQUENCES), len(TIMEPOINTS), *self.map_shape)]
         return torch.cartesian_prod(*axes)
+
+
+def mask_loss(logit: Float[Tensor, "N d h w"], tumour: Float[Tensor, "N D H W"]) -> Float[Tensor, ""]:
+    """Cross-entropy against the share of each cell that is tumour; volumes without a mask (NaN) do not count."""
+    known = ~tumour.isnan().flatten(1).any(dim=1)
+    share = F.adaptive_avg_pool3d(tumour[known], logit.shape[1:])
+    return F.binary_cross_entropy_with_logits(logit[known].float(), share, reduction="sum") / max(1, share.numel())
 
 
 class _Head(nn.Module):

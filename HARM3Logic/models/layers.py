@@ -25,7 +25,9 @@ class AttentionPooling(nn.Module):
         self.absent = nn.Parameter(torch.randn(1, width) * width**-0.5)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
-    def forward(self, tokens: Float[Tensor, "B N E"], present: Bool[Tensor, "B N"]) -> tuple[Float[Tensor, "B K E"], Float[Tensor, "B K N"]]:
+    def forward(
+        self, tokens: Float[Tensor, "B N E"], present: Bool[Tensor, "B N"]
+    ) -> tuple[Float[Tensor, "B K E"], Float[Tensor, "B K N"]]:
         """The pooled tokens and, per query, the attention over the bag (mean of the heads; zero for an empty bag)."""
         empty = ~present.any(dim=1, keepdim=True)
         tokens = torch.cat([tokens, self.absent.expand(len(tokens), 1, -1)], dim=1)

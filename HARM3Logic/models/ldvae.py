@@ -32,6 +32,8 @@ class LdvaeConfig:
         kl_scope: KL terms counted: 2, once per branch, or 4, inside eq. 4's double sum.
         cos: eq. 5 as written (`signed`), its absolute value, its positive part, or steered by the label: pCR pairs apart, others alike.
         cos_per: one cosine per token, or one over the whole flattened sequence.
+        losses_reach_trunk: let eqs. 4 and 5 shape the trunk too. Ours is no: the trunk then wins them by making every token
+            alike (the reconstruction error falls tenfold within three epochs and the label is no longer learned).
     """
 
     kind: Literal["token_mlp", "conv1d"] = "token_mlp"
@@ -48,6 +50,7 @@ class LdvaeConfig:
     start_log_variance: float = -4.0  # ours: at 0 the noise drowns the untrained means and nothing is learned for many epochs
     recon_weight: float = 0.1
     contra_weight: float = 0.1
+    losses_reach_trunk: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,14 +131,18 @@ class LDVAE(nn.Module):
         branches = (self.pre, self.post)
         latents = [b.latent(x[:, t], None if noise is None else noise[:, t]) for t, b in enumerate(branches)]
         own = [b.decode(z.inherent, z.variant) for b, z in zip(branches, latents, strict=True)]  # eq. 3
-        losses = self._losses(x, own, latents, present, label) if self.training else {}
-        return torch.stack(own, dim=1), losses
+        if not self.training:
+            return torch.stack(own, dim=1), {}
+        target, seen = x.detach(), (latents, own)
+        if not self.config.losses_reach_trunk:
+            again = [b.latent(target[:, t], None if noise is None else noise[:, t]) for t, b in enumerate(branches)]
+            seen = (again, [b.decode(z.inherent, z.variant) for b, z in zip(branches, again, strict=True)])
+        return torch.stack(own, dim=1), self._losses(target, *seen, present, label)
 
     def _losses(
-        self, x: Tensor, own: list[Tensor], latents: list[Latent], present: Tensor, label: Tensor | None
+        self, target: Tensor, latents: list[Latent], own: list[Tensor], present: Tensor, label: Tensor | None
     ) -> dict[str, Float[Tensor, ""]]:
         c = self.config
-        target = x.detach()  # else the trunk could shrink X to win eq. 4
         both = present.all(dim=1)
         pre, post = latents
         crossed = (self.pre.decode(post.inherent, pre.variant), self.post.decode(pre.inherent, post.variant))
@@ -145,8 +152,7 @@ class LDVAE(nn.Module):
             for t in (0, 1)
         )
         kl = sum(_mean_over(kl_divergence(z.mean, z.log_variance, c.kl_reduction), present[:, t]) for t, z in enumerate(latents))
-        cos = cosine_term(pre.variant, post.variant, c.cos, c.cos_per, label)
-        contra = c.balance * cos + (1 - c.balance) * squared_error(pre.inherent, post.inherent, "mean")  # eq. 5
+        contra = contrast(pre.variant, post.variant, pre.inherent, post.inherent, c, label)
         return {
             "recon": c.recon_weight * torch.as_tensor(recon),  # eq. 4, first term
             "kl": c.recon_weight * c.kl_weight * (c.kl_scope / 2) * torch.as_tensor(kl),  # eq. 4, second term
@@ -198,6 +204,19 @@ def cosine_term(
     elif label is not None and form == "label_aware":
         cos = torch.where(label[:, None] == 1, cos.abs(), 1 - cos)
     return cos.mean(dim=1)
+
+
+def contrast(
+    variant_pre: Float[Tensor, "B L z"],
+    variant_post: Float[Tensor, "B L z"],
+    inherent_pre: Float[Tensor, "B L z"],
+    inherent_post: Float[Tensor, "B L z"],
+    config: LdvaeConfig,
+    label: Int[Tensor, " B"] | None = None,
+) -> Float[Tensor, " B"]:
+    """Variant parts apart, inherent parts together; per case, unweighted."""
+    cos = cosine_term(variant_pre, variant_post, config.cos, config.cos_per, label)
+    return config.balance * cos + (1 - config.balance) * squared_error(inherent_pre, inherent_post, "mean")  # eq. 5
 
 
 def _mean_over(values: Float[Tensor, " B"], rows: Bool[Tensor, " B"]) -> Float[Tensor, ""]:

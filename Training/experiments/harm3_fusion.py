@@ -1,7 +1,7 @@
 """HARM3-Fusion.
 
-    harm3 phantom --cases 800 --seed 1 --out runs/phantoms
-    python -m Training.train harm3_fusion:compact --cohort runs/phantoms/cohort.csv --out runs/demo --whole
+harm3 phantom --cases 800 --seed 1 --out runs/phantoms
+python -m Training.train harm3_fusion:compact --cohort runs/phantoms/cohort.csv --out runs/demo --whole
 """
 
 from HARM3Logic.models.harm3_fusion import compact, paper
@@ -14,7 +14,7 @@ EXPERIMENTS = {
     "compact": Experiment(
         "harm3_fusion",
         compact(),
-        Preprocessing(shape=(16, 64, 64), spacing_mm=(5.0, 2.0, 2.0), bias_correction=False),
+        Preprocessing(shape=(16, 64, 64), spacing_mm=(5.0, 2.0, 2.0), crop="body", bias_correction=False),
         epochs=24,
         batch_size=16,
         learning_rate=1e-3,

@@ -1,0 +1,101 @@
+"""Splits: a patient never on two sides, classes in even shares, the cohort's own folds kept."""
+
+import numpy as np
+import pytest
+
+from HARM3Logic.case import Case
+from HARM3Logic.errors import BadCohort
+from Training.folds import Split, folds, whole
+
+
+def cohort(patients: int = 60, each: int = 2, share: float = 0.3, **fields) -> list[Case]:
+    """Patients with several cases of one label, shuffled."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(patients) < share * patients).astype(int)
+    cases = [Case(f"{p}-{k}", {}, patient_id=f"P{p}", label=int(labels[p]), **fields) for p in range(patients) for k in range(each)]
+    return [cases[k] for k in rng.permutation(len(cases))]
+
+
+def patients(cases: list[Case], rows: tuple[int, ...]) -> set[str]:
+    return {cases[k].patient_id for k in rows}
+
+
+def check(cases: list[Case], split: Split) -> None:
+    parts = [split.train, split.choose, split.judge]
+    assert sorted(sum(parts, ())) == list(range(len(cases)))  # everyone has one role
+    train, choose, judge = (patients(cases, rows) for rows in parts)
+    assert not train & choose
+    assert not train & judge
+    assert not choose & judge
+
+
+def test_a_patient_has_one_role() -> None:
+    cases = cohort()
+    found = folds(cases, 5, seed=0)
+    assert len(found) == 5
+    for split in found:
+        check(cases, split)
+    assert sorted(k for split in found for k in split.judge) == list(range(len(cases)))  # everyone is judged once
+
+
+def test_every_part_has_its_share_of_responders() -> None:
+    cases = cohort(100)
+    for split in folds(cases, 5, seed=0):
+        for rows, size in ((split.judge, 40), (split.choose, 23), (split.train, 137)):
+            assert len(rows) == pytest.approx(size, abs=6)
+            assert np.mean([cases[k].label for k in rows]) == pytest.approx(0.3, abs=0.07)
+
+
+def test_the_seed_decides() -> None:
+    cases = cohort()
+    assert folds(cases, 5, seed=1) == folds(cases, 5, seed=1) != folds(cases, 5, seed=2)
+
+
+def test_a_case_without_patient_is_its_own() -> None:
+    cases = [Case(f"c{k}", {}, label=k % 2) for k in range(40)]
+    split = folds(cases, 4, seed=0)[0]
+    assert len(split.judge) == 10
+
+
+def test_the_folds_of_the_cohort_are_kept() -> None:
+    cases = [Case(c.case_id, {}, patient_id=c.patient_id, label=c.label, fold=1 + int(c.patient_id[1:]) % 3) for c in cohort()]
+    found = folds(cases, 5, seed=0)
+    assert len(found) == 3
+    for number, split in enumerate(found, start=1):
+        check(cases, split)
+        assert {cases[k].fold for k in split.judge} == {number}
+
+
+def test_a_patient_in_two_given_folds_is_refused() -> None:
+    cases = cohort(fold=0)
+    cases[3] = Case(cases[3].case_id, {}, patient_id=cases[3].patient_id, label=cases[3].label, fold=1)
+    with pytest.raises(BadCohort, match=cases[3].patient_id):
+        folds(cases, 5, seed=0)
+
+
+def test_folds_given_for_some_only_are_refused() -> None:
+    cases = cohort(fold=0)
+    cases[5] = Case(cases[5].case_id, {}, patient_id=cases[5].patient_id, label=cases[5].label)
+    with pytest.raises(BadCohort, match=cases[5].case_id):
+        folds(cases, 5, seed=0)
+
+
+def test_a_missing_label_is_named() -> None:
+    cases = cohort()
+    cases[7] = Case("HN-7", {}, patient_id="P99")
+    for split in (lambda: folds(cases, 5, seed=0), lambda: whole(cases, seed=0)):
+        with pytest.raises(BadCohort, match="HN-7"):
+            split()
+
+
+def test_too_few_patients_of_a_class_are_counted() -> None:
+    with pytest.raises(BadCohort, match="4 patients; 5 folds"):
+        folds(cohort(40, share=0.1), 5, seed=0)  # 8 cases, but of 4 patients
+
+
+def test_whole_judges_nobody() -> None:
+    cases = cohort()
+    split = whole(cases, seed=0)
+    check(cases, split)
+    assert split.judge == ()
+    assert len(split.choose) == pytest.approx(0.15 * len(cases), abs=4)
