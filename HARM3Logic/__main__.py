@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in BASIC:
         predict.add_argument(f"--{name.replace('_', '-')}", type=Path, nargs="+" if name == "slide" else None, metavar="FILE")
     predict.add_argument("--mpp", type=float, help="µm per pixel of the slide when its file does not say")
-    predict.add_argument("--case-id", default="case", help="name of a case given by its files (default: case)")
+    predict.add_argument("--case-id", help="name of a case given by its files (default: case)")
     predict.add_argument("--out", type=Path, required=True, help="folder of the results")
     _add_model(predict)
     predict.set_defaults(run=_predict)
@@ -108,9 +108,11 @@ def _case(options: argparse.Namespace) -> Case:
             "predict takes either a CASE.json or the files of one case, and got " + ("both." if given else "neither."), "Give one."
         )
     if options.case is not None:
+        if options.mpp is not None or options.case_id is not None:
+            raise BadOption("--mpp and --case-id are given beside a CASE.json, which says both itself.", "Write them into the file.")
         return Case.read(options.case)
     inputs = {name: tuple(paths) if isinstance(paths, list) else (paths,) for name, paths in given.items()}
-    return Case(options.case_id, inputs, slide_mpp=options.mpp)
+    return Case(options.case_id or "case", inputs, slide_mpp=options.mpp)
 
 
 def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
@@ -132,9 +134,8 @@ def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
     low, high = prediction.values["interval"]
     for warning in prediction.values["warnings"]:
         print(f"warning: {warning['message']}", file=sys.stderr)
-    print(
-        f"{prediction.case_id}: probability of pCR {prediction.probability:.0%} (95 % interval {low:.0%} to {high:.0%}), {prediction.decision}"
-    )
+    print(f"{prediction.case_id}: probability of pCR {prediction.probability:.0%} (95 % interval {low:.0%} to {high:.0%})")
+    print(f"Decision: {prediction.decision}")
     if prediction.values["model"]["synthetic"]:
         print("The model was trained on synthetic phantoms: for trying out, not for patients.")
     print(f"Results: {out}")
@@ -180,9 +181,11 @@ def _phantom(options: argparse.Namespace) -> int:
     from HARM3Logic.phantom import write_phantoms
 
     with tqdm(total=options.cases, desc="phantoms", unit="case", disable=None) as bar:
-        found = write_phantoms(
-            options.out, options.cases, options.seed, options.size, options.responders, on_progress=lambda done: bar.update(done - bar.n)
-        )
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        found = write_phantoms(options.out, options.cases, options.seed, options.size, options.responders, on_progress=show)
     print(f"{found['cases']:.0f} synthetic cases, {found['responders']:.0%} responders: {options.out / 'cohort.csv'}")
     print(f"best possible AUC {found['best_auc']:.3f}")
     return 0

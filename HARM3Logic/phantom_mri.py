@@ -39,7 +39,7 @@ class Ellipsoid:
 
     def inside(self, points: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N"]:
         """1 inside, 0 outside, soft over `EDGE_MM`."""
-        offset = (points - np.float32(self.centre_mm)) / np.float32(self.semi_axes_mm)
+        offset = (points - np.array(self.centre_mm, np.float32)) / np.array(self.semi_axes_mm, np.float32)
         result = np.zeros(points.shape[:-1], dtype=np.float32)
         near = np.abs(offset).max(axis=-1) < 1.5  # a blob fills little of the neck: the rest is 0 without a root or an exponential
         offset = offset[near]

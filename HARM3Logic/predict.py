@@ -20,7 +20,7 @@ from PIL import Image
 
 from HARM3Logic import __version__, checkpoint, report, volume
 from HARM3Logic.batch import Prepared, collate
-from HARM3Logic.case import TIMEPOINTS, Case, write_text
+from HARM3Logic.case import INPUTS, TIMEPOINTS, Case, write_text
 from HARM3Logic.device import Precision, best_precision, choose
 from HARM3Logic.errors import BadOption, MissingInput, OutOfMemory
 from HARM3Logic.explain import Explanation, explain
@@ -74,10 +74,12 @@ class Prediction:
         out = writable(out)
         work = out / f".writing.{os.getpid()}"
         try:
-            shutil.rmtree(work, ignore_errors=True)
+            for left in out.glob(".writing.*"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
             work.mkdir()
             self._write_files(work)
-            (out / "prediction.json").unlink(missing_ok=True)
+            for old in ("prediction.json", "slide_attention.png", "slide_attention.nrrd", *(f"heatmap_{name}.nrrd" for name in INPUTS)):
+                (out / old).unlink(missing_ok=True)  # nothing of an earlier prediction may stay beside this one
             for file in sorted(work.iterdir()):
                 file.replace(out / file.name)
             write_text(out / "prediction.json", json.dumps(self.values, indent=2, ensure_ascii=False) + "\n")
@@ -92,7 +94,8 @@ class Prediction:
     def _write_files(self, folder: Path) -> None:
         for name, heat in self.heatmaps.items():
             volume.write(heat, folder / f"heatmap_{name}.nrrd")
-        np.savez_compressed(folder / "heatmap_raw.npz", **dict(self.raw))
+        raw: dict[str, Any] = dict(self.raw)
+        np.savez_compressed(folder / "heatmap_raw.npz", **raw)
         if self.slide is not None:
             Image.fromarray(report.overlay(self.slide.thumbnail, self.slide.attention)).save(folder / "slide_attention.png")
             mm = self.slide.mm_per_px
@@ -162,9 +165,10 @@ class Predictor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             explanation = explain(model, batch)
             logits = np.full(SAMPLES, explanation.logit)
-            if hasattr(model, "sample"):
+            sample = getattr(model, "sample", None)
+            if sample is not None:
                 with torch.inference_mode():
-                    logits = model.sample(batch, SAMPLES, torch.Generator().manual_seed(0))[:, 0].double().cpu().numpy()
+                    logits = sample(batch, SAMPLES, torch.Generator().manual_seed(0))[:, 0].double().cpu().numpy()
         return explanation, logits
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from HARM3Logic import checkpoint
-from HARM3Logic.case import Case
+from HARM3Logic import checkpoint, volume
+from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.device import choose
 from HARM3Logic.errors import HARM3Error
@@ -56,7 +56,7 @@ def predict_cohort(
     rows: dict[str, dict[str, Any]] = {}
     todo = []
     for case in cases:
-        done = finished(out / "cases" / case.case_id, digest, ignore_masks)
+        done = finished(case, out / "cases" / case.case_id, digest, ignore_masks)
         if done is None:
             todo.append(case)
         else:
@@ -75,14 +75,16 @@ def predict_cohort(
     return [f"{name}: {failure['reason']}" for name, failure in failures.items()]
 
 
-def finished(folder: Path, checkpoint_sha256: str, ignore_masks: bool) -> dict[str, Any] | None:
-    """The prediction in a folder, if it is whole and was made by this checkpoint with these options."""
+def finished(case: Case, folder: Path, checkpoint_sha256: str, ignore_masks: bool) -> dict[str, Any] | None:
+    """The prediction in a folder, if it is whole and was made by this checkpoint with these options from these volumes."""
     path = folder / "prediction.json"  # written last and renamed: it is whole or absent
     if not path.is_file():
         return None
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    same = values["model"]["checkpoint_sha256"] == checkpoint_sha256 and values["ignore_masks"] == ignore_masks
-    return values if same else None
+    if values.get("ignore_masks") != ignore_masks or values.get("model", {}).get("checkpoint_sha256") != checkpoint_sha256:
+        return None
+    used = {name: given["sha256"] for name, given in values["inputs"].items() if given["used"]}
+    return values if all(used.get(name) == volume.sha256(case.inputs[name][0]) for name in MRI if name in case.inputs) else None
 
 
 def _each(work: Any, todo: Sequence[Case], count: int, setup: tuple[Path, str]) -> Iterator[dict[str, Any] | str]:

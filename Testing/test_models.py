@@ -20,7 +20,7 @@ FEATURES = 24
 def tiny(**changes):
     """A configuration of each model small enough for a test."""
     config = dataclasses.replace(
-        compact(), trunk=TrunkConfig(depth=10, widen=1 / 16, output_stride=16), vae=LdvaeConfig(width=32, hidden=32, latent=16),
+        compact(), trunk=TrunkConfig(depth=10, widen=1 / 16, output_stride=16, focus=True), vae=LdvaeConfig(width=32, hidden=32, latent=16),
         volume_shape=SHAPE, width=32, hidden=64, tile_features=FEATURES, pooled=4, head_widths=(16, 16, 8),
     )  # fmt: skip
     return dataclasses.replace(config, **changes)
@@ -172,11 +172,21 @@ def test_output_stride_sets_the_map(stride, shape):
 
 
 def test_both_stems_give_the_same_map():
-    shapes = {
-        ResNetTrunk(TrunkConfig(depth=10, widen=1 / 16, stem=stem)).eval()(torch.zeros(1, 1, *SHAPE))[1].shape
-        for stem in ("conv", "strided")
-    }
-    assert len(shapes) == 1
+    stems = (ResNetTrunk(TrunkConfig(depth=10, widen=1 / 16, stem=stem)).eval() for stem in ("conv", "strided"))
+    assert len({trunk(torch.zeros(1, 1, *SHAPE))[0].shape for trunk in stems}) == 1
+
+
+def test_focus_hides_what_the_gate_does_not_believe():
+    torch.manual_seed(0)
+    trunk = ResNetTrunk(TrunkConfig(depth=10, widen=1 / 16, focus=True)).eval()
+    volumes = torch.randn(2, 1, *SHAPE)
+    torch.nn.init.constant_(trunk.gate.weight, 0.0)
+    torch.nn.init.constant_(trunk.gate.bias, -30.0)  # believes in no tumour anywhere
+    last, belief = trunk(volumes)
+    torch.testing.assert_close(last[0], last[1])
+    assert belief.shape[1:] == trunk.layer1(trunk.stem(volumes)).shape[2:]
+    torch.nn.init.constant_(trunk.gate.bias, 0.0)
+    assert not torch.allclose(*trunk(volumes)[0])
 
 
 def test_mask_loss_counts_only_known_masks():

@@ -108,7 +108,7 @@ def _epoch(
         total = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(total):
             raise Diverged(
-                f"the loss is {float(total)} in epoch {epoch} at the cases {', '.join(names)}.", "Lower the learning rate or look at them."
+                f"the loss is {total.item()} in epoch {epoch} at the cases {', '.join(names)}.", "Lower the learning rate or look at them."
             )
         optimiser.zero_grad(set_to_none=True)
         total.backward()

@@ -61,7 +61,7 @@ def logistic(label: Int[np.ndarray, " N"], logit: Float[np.ndarray, " N"], prior
     p = expit(slope * logit + intercept)
     design = np.stack([logit, np.ones_like(logit)], axis=1)
     information = design.T @ (design * (p * (1 - p))[:, None])
-    information[0, 0] += 1 / (slope * prior_spread) ** 2
+    information[0, 0] += (1 - np.log(slope)) / (slope * prior_spread) ** 2
     return Logistic(slope, intercept, np.linalg.inv(information))
 
 

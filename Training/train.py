@@ -104,7 +104,7 @@ def calibrate(label: np.ndarray, logit: np.ndarray) -> tuple[Calibration, float]
     fit = metrics.logistic(label, logit, SLOPE_PRIOR)
     (a, b), (_, d) = fit.covariance.tolist()
     calibration = Calibration(fit.slope, fit.intercept, ((a, b), (b, d)))
-    return calibration, round(metrics.youden(label, calibration(logit)), 3)
+    return calibration, metrics.youden(label, calibration(logit))
 
 
 def _row(case: Case, role: str, probability: float, threshold: float, zone: tuple[float, float]) -> dict[str, object]:

@@ -35,8 +35,8 @@ class HARM3FusionConfig:
         tile_features: width F of the tile encoder.
         ldvae, attn1: False concatenates instead (rows of the ablation).
         attn2: cross (eqs. 6, 7), concat (both token sequences into the same CNN) or mri_only (no slide at all).
-        mask_weight: weight of an auxiliary loss in training: the trunk's second stage also tells where the tumour is, where masks
-            are given. The paper has masks and does not say whether it trained with them; predicting never needs them.
+        mask_weight: weight of an auxiliary loss in training, where masks are given: the trunk's gate learns where the tumour is.
+            The paper has masks and does not say whether it trained with them; predicting never needs them.
         cam_layer: submodule of the trunk whose output Grad-CAM explains.
         l1: weight of the L1 norm of the fusion and head parameters.
     """
@@ -75,8 +75,8 @@ def paper() -> HARM3FusionConfig:
 def compact() -> HARM3FusionConfig:
     """At most 3 M parameters, for the demo and for processors without a GPU."""
     return HARM3FusionConfig(
-        trunk=TrunkConfig(depth=10, widen=0.25, stem="strided", output_stride=32),
-        vae=LdvaeConfig(width=128, hidden=128, latent=64),
+        trunk=TrunkConfig(depth=10, widen=0.25, stem="strided", output_stride=32, focus=True),
+        vae=LdvaeConfig(width=128, hidden=128, latent=64, recon_weight=1.0, contra_weight=0.01, start_log_variance=-6.0),
         volume_shape=(16, 64, 64),
         width=128,
         heads=4,
@@ -87,22 +87,23 @@ def compact() -> HARM3FusionConfig:
         head_widths=(64, 64, 32),
         head_norm="group",
         mask_weight=4.0,
-        cam_layer="layer2",
-        l1=1e-7,  # at the tenfold learning rate of the small model 1e-5 empties the attention before it has learned anything
+        cam_layer="focus",
+        l1=1e-7,  # at the higher learning rate of the small model 1e-5 empties the attention before it has learned anything
     )
 
 
 class HARM3Fusion(nn.Module):
     """The full network; see the module's diagram."""
 
+    places: Tensor
+
     def __init__(self, config: HARM3FusionConfig = HARM3FusionConfig()) -> None:
         super().__init__()
         self.config = c = config
-        self.trunks = nn.ModuleDict({s: ResNetTrunk(c.trunk) for s in SEQUENCES})
-        channels = next(iter(self.trunks.values())).channels
+        trunks = {s: ResNetTrunk(c.trunk) for s in SEQUENCES}
+        self.trunks = nn.ModuleDict(trunks)
+        channels = trunks[SEQUENCES[0]].channels
         self.to_width = nn.ModuleDict({s: nn.Linear(channels, c.width) if channels != c.width else nn.Identity() for s in SEQUENCES})
-        if c.mask_weight:
-            self.to_mask = nn.ModuleDict({s: nn.Conv3d(self.trunks[s].middle_channels, 1, 1) for s in SEQUENCES})
         self.vaes = nn.ModuleDict({s: LDVAE(c.vae) for s in SEQUENCES}) if c.ldvae else None
         stride = c.trunk.output_stride
         self.map_shape = tuple(-(-n // s) for n, s in zip(c.volume_shape, (stride // 2, stride, stride), strict=True))
@@ -114,6 +115,8 @@ class HARM3Fusion(nn.Module):
         else:
             self.fuse_sequences = nn.ModuleList([nn.Linear(c.width, c.width)])
         if c.attn2 != "mri_only":
+            # ours: an encoder's features share a large mean; without it what differs between slides is learned ten times sooner
+            self.tile_norm = nn.BatchNorm1d(c.tile_features, affine=False)
             self.tile_to_width = nn.Linear(c.tile_features, c.width)
             self.pool_tiles = AttentionPooling(c.width, c.pooled, c.heads)
         if c.attn2 == "cross":
@@ -156,10 +159,10 @@ class HARM3Fusion(nn.Module):
             length = self.map_shape[0] * self.map_shape[1] * self.map_shape[2]
             out = mri.new_zeros(*shown.shape, length, self.config.width)
             if len(rows):
-                maps, middle = self.trunks[name](rows)
+                maps, belief = self.trunks[name](rows)
                 out[shown] = self.to_width[name](maps.flatten(2).transpose(1, 2)).to(out.dtype)
-                if self.training and self.config.mask_weight and batch.tumour is not None:
-                    mask_losses.append(mask_loss(self.to_mask[name](middle)[:, 0], batch.tumour[shown]))
+                if self.training and self.config.mask_weight and belief is not None and batch.tumour is not None:
+                    mask_losses.append(mask_loss(belief, batch.tumour[shown]))
             tokens.append(out)
         losses = {"mask": self.config.mask_weight * torch.stack(mask_losses).mean()} if mask_losses else {}
         return torch.stack(tokens, dim=2), losses
@@ -174,7 +177,8 @@ class HARM3Fusion(nn.Module):
 
     def _fuse(self, batch: Batch, tokens: Float[Tensor, "B T S L E"], sample: torch.Generator | None) -> Output:
         c = self.config
-        present, losses = batch.mri_mask, {}
+        present = batch.mri_mask
+        losses: dict[str, Tensor] = {}
         assert present is not None  # _mri_tokens has asked for it
         if self.vaes is not None:
             tokens, losses = self._decouple(tokens, present, batch.label, sample)
@@ -199,7 +203,7 @@ class HARM3Fusion(nn.Module):
                 asked = torch.cat([asked, slide], dim=1)
         if self.training and c.l1:
             parts = [self.fuse_sequences, self.head, *([self.cross] if c.attn2 == "cross" else [])]
-            losses["l1"] = c.l1 * sum(p.abs().sum() for part in parts for p in part.parameters())
+            losses["l1"] = c.l1 * torch.stack([p.abs().sum() for part in parts for p in part.parameters()]).sum()
         return Output(self.head(asked), losses, attention)
 
     def _decouple(
@@ -230,7 +234,10 @@ class HARM3Fusion(nn.Module):
             raise MissingInput(
                 f"the tiles have {tiles.shape[-1]} features; the model needs {width}.", "Use the tile encoder the checkpoint names."
             )
-        return self.pool_tiles(self.tile_to_width(tiles), mask)
+        normed = torch.zeros_like(tiles)
+        if int(mask.sum()) > 1 or not self.training:  # a single tile has no spread to learn from
+            normed[mask] = self.tile_norm(tiles[mask]).to(tiles.dtype)
+        return self.pool_tiles(self.tile_to_width(normed), mask)
 
     def _sum_times(self, tokens: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 3's formula: add pre and post; a missing one adds nothing."""
@@ -248,7 +255,8 @@ class HARM3Fusion(nn.Module):
 def mask_loss(logit: Float[Tensor, "N d h w"], tumour: Float[Tensor, "N D H W"]) -> Float[Tensor, ""]:
     """Cross-entropy against the share of each cell that is tumour; volumes without a mask (NaN) do not count."""
     known = ~tumour.isnan().flatten(1).any(dim=1)
-    share = F.adaptive_avg_pool3d(tumour[known], logit.shape[1:])
+    depth, height, width = logit.shape[1:]
+    share = F.adaptive_avg_pool3d(tumour[known], (depth, height, width))
     return F.binary_cross_entropy_with_logits(logit[known].float(), share, reduction="sum") / max(1, share.numel())
 
 

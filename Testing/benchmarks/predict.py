@@ -73,9 +73,7 @@ def main() -> None:
         spent.update(network=0.0, encoder=0.0)
         warm = [seconds(lambda: once(predictor)) for _ in range(options.repeats)]
     inside = sum(spent.values()) / sum(warm)
-    print(
-        f"first prediction            {cold:6.2f} s   (loads the checkpoint and the encoder; device {predictor.device}, {predictor.precision})"
-    )
+    print(f"first prediction            {cold:6.2f} s   on {predictor.device} in {predictor.precision}, loading included")
     print(f"later prediction            {statistics.median(warm):6.2f} s   (median of {options.repeats}, {min(warm):.2f}-{max(warm):.2f})")
     for name, value in spent.items():
         print(f"  of it {name:<10}          {value / options.repeats:6.2f} s")

@@ -1,6 +1,6 @@
 """HARM3-Fusion.
 
-harm3 phantom --cases 800 --seed 1 --out runs/phantoms
+harm3 phantom --cases 640 --seed 1 --out runs/phantoms
 python -m Training.train harm3_fusion:compact --cohort runs/phantoms/cohort.csv --out runs/demo --whole
 """
 
@@ -15,11 +15,12 @@ EXPERIMENTS = {
         "harm3_fusion",
         compact(),
         Preprocessing(shape=(16, 64, 64), spacing_mm=(5.0, 2.0, 2.0), crop="body", bias_correction=False),
-        epochs=24,
-        batch_size=16,
-        learning_rate=1e-3,
-        weight_decay=1e-4,
-        warm_up=0.2,
+        epochs=32,
+        batch_size=8,
+        learning_rate=7e-4,
+        weight_decay=1e-3,
+        warm_up=0.1,
         average=0.99,
+        patience=20,
     ),
 }
