@@ -91,9 +91,9 @@ def test_left_out_logits_are_those_of_the_case_without_the_input(model):
     found = leave_one_out(model, batch)
     assert list(found) == [*MRI, "slide"]
     rest = only(batch, "t1_pre", "t2_pre", "t1_post")
-    assert found["t2_post"] == pytest.approx(float(model(rest).logit[0]), rel=1e-4)
+    assert found["t2_post"] == pytest.approx(model(rest).logit[0].item(), rel=1e-4)
     no_slide = dataclasses.replace(batch, tile_mask=torch.zeros_like(batch.tile_mask))
-    assert found["slide"] == pytest.approx(float(model(no_slide).logit[0]), rel=1e-4)
+    assert found["slide"] == pytest.approx(model(no_slide).logit[0].item(), rel=1e-4)
 
 
 def test_the_only_volume_is_never_left_out(model):
@@ -103,6 +103,6 @@ def test_the_only_volume_is_never_left_out(model):
 def test_explanation_leaves_no_hooks_and_agrees_with_the_model(model):
     batch = some_batch(cases=1)
     explanation = explain(model, batch)
-    assert explanation.logit == pytest.approx(float(model(batch).logit[0]), rel=1e-5)
+    assert explanation.logit == pytest.approx(model(batch).logit[0].item(), rel=1e-5)
     assert float(explanation.tile_attention.sum()) == pytest.approx(1, rel=1e-4)
     assert not any(module._forward_hooks for module in model.modules())

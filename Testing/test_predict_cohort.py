@@ -111,10 +111,12 @@ def test_other_options_or_another_model_predict_again(cases: tuple[Case, ...], p
     run(cases[:1], tmp_path, plain, ignore_masks=True)
     assert len(predicted) == 2
     folder, digest = tmp_path / "cases" / cases[0].case_id, checkpoint.file_sha256(plain)
-    assert finished(folder, digest, True) is not None
-    assert finished(folder, digest, False) is None
-    assert finished(folder, "0" * 64, True) is None
-    assert finished(tmp_path / "cases/none", digest, True) is None
+    assert finished(cases[0], folder, digest, True) is not None
+    assert finished(cases[0], folder, digest, False) is None
+    assert finished(cases[0], folder, "0" * 64, True) is None
+    assert finished(cases[0], tmp_path / "cases/none", digest, True) is None
+    replaced = dataclasses.replace(cases[0], inputs={**cases[0].inputs, "t1_pre": cases[0].inputs["t1_post"]})
+    assert finished(replaced, folder, digest, True) is None  # the same name, another volume
 
 
 def test_a_bad_checkpoint_or_folder_is_told_before_any_work(

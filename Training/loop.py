@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from HARM3Logic.batch import Batch, collate
 from HARM3Logic.device import best_precision
-from HARM3Logic.errors import HARM3Error
+from HARM3Logic.errors import BadCohort, HARM3Error
 from HARM3Logic.models import MODELS
 from Training.augment import augment
 from Training.cache import Cache
@@ -55,14 +55,16 @@ def train(experiment: Experiment, cache: Cache, split: Split, out: Path, device:
         range(state["epoch"], experiment.epochs), out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch", disable=None
     )
     for epoch in epochs:
-        if experiment.patience and epoch - state["best_epoch"] > experiment.patience:
+        if experiment.patience and epoch - max(state["best_epoch"], experiment.mask_epochs) > experiment.patience:
             break
         began = time.monotonic()
         losses = _epoch(experiment, cache, split.train, model, average, optimiser, epoch, steps)
+        if epoch == experiment.mask_epochs - 1 and average is not None:
+            average.load_state_dict({"n_averaged": torch.tensor(0), **{f"module.{k}": v for k, v in model.state_dict().items()}})
         judged = average.module if average else model
         logit, label = logits(judged, cache, split.choose, experiment.batch_size, device)
         chosen = float(F.binary_cross_entropy_with_logits(torch.from_numpy(logit), torch.from_numpy(label).double()))
-        if chosen < state["best"]:
+        if chosen < state["best"] and epoch >= experiment.mask_epochs:
             state.update(best=chosen, best_epoch=epoch)
             if experiment.patience:
                 _save(out / "best.pt", judged.state_dict())
@@ -70,7 +72,7 @@ def train(experiment: Experiment, cache: Cache, split: Split, out: Path, device:
         # the log first: a line without its state is written again, a state without its line would never be
         _log(out / "metrics.jsonl", {"epoch": epoch, "seconds": time.monotonic() - began, "inner_loss": chosen, **losses}, epoch)
         _save(out / "state.pt", {"state": state, **{name: part.state_dict() for name, part in parts.items()}})
-        epochs.set_postfix(loss=f"{losses['bce']:.3f}", inner=f"{chosen:.3f}")
+        epochs.set_postfix(inner=f"{chosen:.3f}", **{name: f"{value:.3f}" for name, value in losses.items() if name in ("bce", "mask")})
     final = average.module if average else model
     if experiment.patience:
         final.load_state_dict(torch.load(out / "best.pt", map_location=device, weights_only=True))
@@ -93,6 +95,8 @@ def _epoch(
     torch.manual_seed(experiment.seed * 100_003 + epoch)  # dropout and latent noise
     order = [rows[k] for k in torch.randperm(len(rows), generator=generator).tolist()]
     model.train()
+    masks_only = epoch < experiment.mask_epochs
+    _freeze(model, not masks_only and epoch < experiment.mask_epochs + experiment.frozen_epochs)
     sums: dict[str, float] = {}
     for step, (batch, names) in enumerate(_batches(cache, order, experiment.batch_size)):
         done = (epoch * steps + step) / (experiment.epochs * steps)
@@ -105,6 +109,8 @@ def _epoch(
         losses = {"bce": F.binary_cross_entropy_with_logits(output.logit.float(), label.float()), **output.losses}
         if "kl" in losses and experiment.kl_warm_up:
             losses["kl"] = losses["kl"] * min(1.0, done / experiment.kl_warm_up)
+        if masks_only:
+            losses = {"mask": _mask_loss(output.losses, names)}
         total = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(total):
             raise Diverged(
@@ -119,6 +125,21 @@ def _epoch(
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / steps
     return sums
+
+
+def _freeze(model: nn.Module, frozen: bool) -> None:
+    """Hold the trunks of a model, batch statistics included, or let them go again."""
+    for trunk in getattr(model, "trunks", nn.ModuleDict()).values():
+        trunk.requires_grad_(not frozen).train(not frozen)
+
+
+def _mask_loss(losses: Mapping[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+    if "mask" not in losses:
+        raise BadCohort(
+            f"the experiment begins with tumour masks, and {', '.join(names)} have none or the model does not use them.",
+            "Give masks or set mask_epochs=0.",
+        )
+    return losses["mask"]
 
 
 @torch.inference_mode()
