@@ -253,7 +253,7 @@ def _slides(
     for number, path in enumerate(paths):
         with Slide.open(path, case.slide_mpp) as slide:
             grid = tile_grid(slide, settings.tissue, settings.tiles)
-            warnings += _slide_warnings(grid)
+            warnings += [("slide_file", f"slide: {sentence}") for sentence in slide.warnings] + _slide_warnings(grid)
 
             def progress(share: float, number: int = number) -> None:
                 on_event("progress", {"stage": "encoding tiles", "value": (number + share) / len(paths)})

@@ -115,7 +115,7 @@ def test_other_options_or_another_model_predict_again(cases: tuple[Case, ...], p
     assert finished(cases[0], folder, digest, False) is None
     assert finished(cases[0], folder, "0" * 64, True) is None
     assert finished(cases[0], tmp_path / "cases/none", digest, True) is None
-    replaced = dataclasses.replace(cases[0], inputs={**cases[0].inputs, "t1_pre": cases[0].inputs["t1_post"]})
+    replaced = dataclasses.replace(cases[0], inputs={"t1_pre": cases[1].inputs["t1_pre"]})
     assert finished(replaced, folder, digest, True) is None  # the same name, another volume
 
 

@@ -42,6 +42,7 @@ class Experiment:
         kl_warm_up: share of all steps in which the KL term rises from 0.
         average: decay of the running mean of the weights that is evaluated and kept; 0 keeps the last weights.
         mask_epochs: first epochs, in which the trunk learns from tumour masks alone.
+        mask_learning_rate: rate in those epochs.
         frozen_epochs: epochs after those in which the trunk stays as it is; fusion learns from few labels only on features that
             do not move (measured: RESULTS.md). The remaining epochs train everything.
         patience: epochs without a better inner-validation loss before stopping; 0 never stops.
@@ -62,6 +63,7 @@ class Experiment:
     clip: float = 1.0
     average: float = 0.0
     mask_epochs: int = 0
+    mask_learning_rate: float = 1e-3
     frozen_epochs: int = 0
     patience: int = 0
     folds: int = 5

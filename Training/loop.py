@@ -99,9 +99,10 @@ def _epoch(
     _freeze(model, not masks_only and epoch < experiment.mask_epochs + experiment.frozen_epochs)
     sums: dict[str, float] = {}
     for step, (batch, names) in enumerate(_batches(cache, order, experiment.batch_size)):
-        done = (epoch * steps + step) / (experiment.epochs * steps)
+        begun = epoch - experiment.mask_epochs + step / steps  # epochs since fusion began to learn
+        done = max(0.0, begun / max(1, experiment.epochs - experiment.mask_epochs))
         for group in optimiser.param_groups:
-            group["lr"] = experiment.learning_rate * _rate(done, experiment.warm_up)
+            group["lr"] = experiment.mask_learning_rate if masks_only else experiment.learning_rate * _rate(done, experiment.warm_up)
         batch = augment(batch, experiment.augmentation, generator).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=best_precision(device) == "bfloat16"):
             output = model(batch)
