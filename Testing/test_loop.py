@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from HARM3Logic.batch import Batch, collate
 from HARM3Logic.case import Case
+from HARM3Logic.errors import BadCohort
 from HARM3Logic.models import MODELS
 from HARM3Logic.models.harm3_fusion import compact
 from HARM3Logic.models.ldvae import LdvaeConfig
@@ -215,6 +216,50 @@ def test_patience_stops_and_the_best_epoch_is_kept(cache: Cache, tmp_path: Path,
     assert len(set(weights)) == 4
     assert model.weight.item() == weights[1]
     assert train(dataclasses.replace(line, patience=2), cache, SPLIT, tmp_path, CPU).weight.item() == weights[1]  # stays stopped
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """The same kind of cases with tumour masks."""
+    folder = tmp_path_factory.mktemp("masked")
+    paths = [write_case(folder, k) for k in range(8)]
+    for k, path in enumerate(paths):
+        tensors = load_file(path)
+        tensors["tumour"] = (torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(k)) > 0.8).float()
+        save_file(tensors, path)
+    return Cache(paths, [Case(f"HN-{k}", {}, label=k % 2) for k in range(8)])
+
+
+def staged(**changes: Any) -> Experiment:
+    plain = small(average=0.0, weight_decay=0.0, **changes)
+    trunk = dataclasses.replace(plain.config.trunk, focus=True)
+    return dataclasses.replace(plain, config=dataclasses.replace(plain.config, trunk=trunk))
+
+
+def weights(experiment: Experiment, cache: Cache, out: Path) -> dict[str, torch.Tensor]:
+    return dict(train(experiment, cache, SPLIT, out, CPU).state_dict())
+
+
+def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], part: str) -> bool:
+    return any(not torch.equal(before[name], after[name]) for name in before if part in name)
+
+
+def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
+    start = weights(staged(epochs=0), masked, tmp_path / "start")
+    masks = weights(staged(epochs=2, mask_epochs=2), masked, tmp_path / "masks")
+    frozen = weights(staged(epochs=4, mask_epochs=2, frozen_epochs=2), masked, tmp_path / "frozen")
+    whole = weights(staged(epochs=4, mask_epochs=2), masked, tmp_path / "whole")
+    assert moved(start, masks, "gate")
+    assert not moved(start, masks, "head")
+    assert not moved(masks, frozen, "trunks")  # batch statistics included
+    assert moved(masks, frozen, "head")
+    assert moved(masks, whole, "gate")
+    assert moved(masks, whole, "layer4")
+
+
+def test_mask_epochs_need_masks(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(BadCohort, match="masks"):
+        train(staged(mask_epochs=1), cache, SPLIT, tmp_path, CPU)
 
 
 def test_the_rate_rises_and_falls() -> None:
