@@ -252,6 +252,8 @@ def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
     assert moved(start, masks, "gate")
     assert not moved(start, masks, "head")
     assert not moved(masks, frozen, "trunks")  # batch statistics included
+    for part in ("to_width.t1", "to_width.t2", "radiomics"):
+        assert not moved(masks, frozen, part)
     assert moved(masks, frozen, "head")
     assert moved(masks, whole, "gate")
     assert moved(masks, whole, "layer4")

@@ -9,7 +9,7 @@ from HARM3Logic.batch import Batch
 from HARM3Logic.checkpoint import build
 from HARM3Logic.errors import MissingInput
 from HARM3Logic.models import MODELS
-from HARM3Logic.models.harm3_fusion import HARM3Fusion, compact, mask_loss, paper
+from HARM3Logic.models.harm3_fusion import HARM3Fusion, compact, paper
 from HARM3Logic.models.ldvae import LdvaeConfig
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
 
@@ -168,12 +168,12 @@ def test_samples_vary_round_the_logit_and_repeat():
 @pytest.mark.parametrize(("stride", "shape"), [(8, (2, 4, 4)), (16, (1, 2, 2)), (32, (1, 1, 1))])
 def test_output_stride_sets_the_map(stride, shape):
     trunk = ResNetTrunk(TrunkConfig(depth=10, widen=1 / 16, output_stride=stride)).eval()
-    assert trunk(torch.zeros(1, 1, *SHAPE))[0].shape[2:] == shape
+    assert trunk.end(*trunk.begin(torch.zeros(1, 1, *SHAPE))).shape[2:] == shape
 
 
 def test_both_stems_give_the_same_map():
     stems = (ResNetTrunk(TrunkConfig(depth=10, widen=1 / 16, stem=stem)).eval() for stem in ("conv", "strided"))
-    assert len({trunk(torch.zeros(1, 1, *SHAPE))[0].shape for trunk in stems}) == 1
+    assert len({trunk.begin(torch.zeros(1, 1, *SHAPE))[0].shape for trunk in stems}) == 1
 
 
 def test_focus_hides_what_the_gate_does_not_believe():
@@ -182,26 +182,36 @@ def test_focus_hides_what_the_gate_does_not_believe():
     volumes = torch.randn(2, 1, *SHAPE)
     torch.nn.init.constant_(trunk.gate.weight, 0.0)
     torch.nn.init.constant_(trunk.gate.bias, -30.0)  # believes in no tumour anywhere
-    last, belief = trunk(volumes)
+    first, belief = trunk.begin(volumes)
+    assert belief.shape[1:] == first.shape[2:]
+    last = trunk.end(first, belief)
     torch.testing.assert_close(last[0], last[1])
-    assert belief.shape[1:] == trunk.layer1(trunk.stem(volumes)).shape[2:]
-    torch.nn.init.constant_(trunk.gate.bias, 0.0)
-    assert not torch.allclose(*trunk(volumes)[0])
-
-
-def test_mask_loss_counts_only_known_masks():
-    logit, tumour = torch.zeros(2, 1, 2, 2), torch.zeros(2, 2, 4, 4)
-    tumour[0, :, :2, :2] = 1.0  # one cell of four is all tumour
-    logit[0, 0] = torch.tensor([[30.0, -30.0], [-30.0, -30.0]])
-    tumour[1] = torch.nan
-    assert float(mask_loss(logit, tumour)) < 1e-6
-    assert float(mask_loss(-logit, tumour)) == pytest.approx(30)
-    assert float(mask_loss(logit[1:], tumour[1:])) == 0
+    assert not torch.allclose(*trunk.end(first, belief + 30.0))
 
 
 def test_training_without_any_mask_still_works():
     batch = dataclasses.replace(some_batch(), tumour=None)
-    assert "mask" not in HARM3Fusion(tiny()).train()(batch).losses
+    assert not [name for name in HARM3Fusion(tiny()).train()(batch).losses if name.startswith("tumour")]
+
+
+def test_all_volumes_of_a_case_look_where_any_timepoint_sees_tumour():
+    torch.manual_seed(0)
+    model = HARM3Fusion(tiny()).eval()
+    for trunk in model.trunks.values():
+        torch.nn.init.constant_(trunk.gate.weight, 0.0)
+        torch.nn.init.constant_(trunk.gate.bias, -60.0)
+    batch = some_batch()
+
+    def post() -> torch.Tensor:
+        return model._mri_tokens(batch)[0][:, 1]
+
+    blind = post()
+    model.trunks["t1"].begin = lambda rows, begin=model.trunks["t1"].begin: (begin(rows)[0], seen(len(rows), begin(rows)[1]))
+
+    def seen(rows: int, belief: torch.Tensor) -> torch.Tensor:
+        return torch.where((torch.arange(rows) % 2 == 0)[:, None, None, None], 120.0, belief)  # T1 before therapy alone sees it
+
+    assert not torch.allclose(post(), blind)  # and what remains is looked at after therapy, on both sequences
 
 
 def test_dilation_keeps_the_weights():

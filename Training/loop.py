@@ -72,7 +72,9 @@ def train(experiment: Experiment, cache: Cache, split: Split, out: Path, device:
         # the log first: a line without its state is written again, a state without its line would never be
         _log(out / "metrics.jsonl", {"epoch": epoch, "seconds": time.monotonic() - began, "inner_loss": chosen, **losses}, epoch)
         _save(out / "state.pt", {"state": state, **{name: part.state_dict() for name, part in parts.items()}})
-        epochs.set_postfix(inner=f"{chosen:.3f}", **{name: f"{value:.3f}" for name, value in losses.items() if name in ("bce", "mask")})
+        epochs.set_postfix(
+            inner=f"{chosen:.3f}", **{name: f"{value:.3f}" for name, value in losses.items() if name in ("bce", "tumour_mask")}
+        )
     final = average.module if average else model
     if experiment.patience:
         final.load_state_dict(torch.load(out / "best.pt", map_location=device, weights_only=True))
@@ -96,22 +98,25 @@ def _epoch(
     order = [rows[k] for k in torch.randperm(len(rows), generator=generator).tolist()]
     model.train()
     masks_only = epoch < experiment.mask_epochs
-    _freeze(model, not masks_only and epoch < experiment.mask_epochs + experiment.frozen_epochs)
+    if experiment.frozen_epochs:
+        model.hold_trunk(not masks_only and epoch < experiment.mask_epochs + experiment.frozen_epochs)  # type: ignore[operator]
     sums: dict[str, float] = {}
     for step, (batch, names) in enumerate(_batches(cache, order, experiment.batch_size)):
-        begun = epoch - experiment.mask_epochs + step / steps  # epochs since fusion began to learn
-        done = max(0.0, begun / max(1, experiment.epochs - experiment.mask_epochs))
+        share = (epoch + step / steps) / max(1, experiment.mask_epochs)  # of the stage that is being trained
+        if not masks_only:
+            share = (epoch - experiment.mask_epochs + step / steps) / max(1, experiment.epochs - experiment.mask_epochs)
         for group in optimiser.param_groups:
-            group["lr"] = experiment.mask_learning_rate if masks_only else experiment.learning_rate * _rate(done, experiment.warm_up)
+            peak = experiment.mask_learning_rate if masks_only else experiment.learning_rate
+            group["lr"] = peak * _rate(share, experiment.warm_up)
         batch = augment(batch, experiment.augmentation, generator).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=best_precision(device) == "bfloat16"):
             output = model(batch)
         (label,) = batch.need("label")
         losses = {"bce": F.binary_cross_entropy_with_logits(output.logit.float(), label.float()), **output.losses}
         if "kl" in losses and experiment.kl_warm_up:
-            losses["kl"] = losses["kl"] * min(1.0, done / experiment.kl_warm_up)
+            losses["kl"] = losses["kl"] * min(1.0, share / experiment.kl_warm_up)
         if masks_only:
-            losses = {"mask": _mask_loss(output.losses, names)}
+            losses = _mask_losses(output.losses, names)
         total = torch.stack([value.float() for value in losses.values()]).sum()
         if not torch.isfinite(total):
             raise Diverged(
@@ -128,19 +133,14 @@ def _epoch(
     return sums
 
 
-def _freeze(model: nn.Module, frozen: bool) -> None:
-    """Hold the trunks of a model, batch statistics included, or let them go again."""
-    for trunk in getattr(model, "trunks", nn.ModuleDict()).values():
-        trunk.requires_grad_(not frozen).train(not frozen)
-
-
-def _mask_loss(losses: Mapping[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
-    if "mask" not in losses:
+def _mask_losses(losses: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    found = {name: value for name, value in losses.items() if name.startswith("tumour_")}
+    if not found:
         raise BadCohort(
             f"the experiment begins with tumour masks, and {', '.join(names)} have none or the model does not use them.",
             "Give masks or set mask_epochs=0.",
         )
-    return losses["mask"]
+    return found
 
 
 @torch.inference_mode()

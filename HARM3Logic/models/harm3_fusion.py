@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
@@ -25,6 +24,7 @@ from HARM3Logic.models.layers import AttentionPooling, CrossAttention, RelativeB
 from HARM3Logic.models.ldvae import LDVAE, LdvaeConfig
 from HARM3Logic.models.output import CamLayer, Output
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
+from HARM3Logic.models.tumour import Radiomics, belief_of_case, mask_loss
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class HARM3FusionConfig:
         tile_features: width F of the tile encoder.
         ldvae, attn1: False concatenates instead (rows of the ablation).
         attn2: cross (eqs. 6, 7), concat (both token sequences into the same CNN) or mri_only (no slide at all).
-        mask_weight: weight of an auxiliary loss in training, where masks are given: the trunk's gate learns where the tumour is.
-            The paper has masks and does not say whether it trained with them; predicting never needs them.
+        mask_weight, radiomics_weight: weights of auxiliary losses in training, where masks are given: the trunk's gate learns where
+            the tumour is, its tokens how large and bright it is (`models.tumour`).
         cam_layer: submodule of the trunk whose output Grad-CAM explains.
         l1: weight of the L1 norm of the fusion and head parameters.
     """
@@ -62,6 +62,7 @@ class HARM3FusionConfig:
     attn1: bool = True
     attn2: Literal["cross", "concat", "mri_only"] = "cross"
     mask_weight: float = 0.0
+    radiomics_weight: float = 0.0
     cam_layer: str = "layer4"
     l1: float = 1e-5
     needs: tuple[str, ...] = field(default=())  # inputs that may not be missing; empty: any one volume will do
@@ -85,8 +86,8 @@ def compact() -> HARM3FusionConfig:
         cross_heads=4,
         cross_residual=True,
         head_widths=(64, 64, 32),
-        head_norm="group",
         mask_weight=4.0,
+        radiomics_weight=1.0,
         cam_layer="focus",
         l1=1e-7,  # at the higher learning rate of the small model 1e-5 empties the attention before it has learned anything
     )
@@ -104,6 +105,7 @@ class HARM3Fusion(nn.Module):
         self.trunks = nn.ModuleDict(trunks)
         channels = trunks[SEQUENCES[0]].channels
         self.to_width = nn.ModuleDict({s: nn.Linear(channels, c.width) if channels != c.width else nn.Identity() for s in SEQUENCES})
+        self.radiomics = nn.ModuleDict({s: Radiomics(c.width) for s in SEQUENCES}) if c.radiomics_weight else None
         self.vaes = nn.ModuleDict({s: LDVAE(c.vae) for s in SEQUENCES}) if c.ldvae else None
         stride = c.trunk.output_stride
         self.map_shape = tuple(-(-n // s) for n, s in zip(c.volume_shape, (stride // 2, stride, stride), strict=True))
@@ -149,23 +151,53 @@ class HARM3Fusion(nn.Module):
         """What the model can read."""
         return MRI if self.config.attn2 == "mri_only" else (*MRI, "slide")
 
+    def hold_trunk(self, held: bool) -> None:
+        """Keep what makes the MRI tokens as it is, batch statistics included, or let it learn again."""
+        for part in (self.trunks, self.to_width, self.radiomics):
+            if part is not None:
+                part.requires_grad_(not held).train(not held)
+
     def _mri_tokens(self, batch: Batch) -> tuple[Float[Tensor, "B T S L E"], dict[str, Float[Tensor, ""]]]:
         mri, present = batch.need("mri", "mri_mask")
         self._check(present)
-        tokens, mask_losses = [], []
+        # only volumes that are there go in: no neighbour, no zero reaches the statistics
+        shown = [present[:, :, s] for s in range(len(SEQUENCES))]
+        begun = [self._trunk(name).begin(mri[:, :, s][shown[s]][:, None]) for s, name in enumerate(SEQUENCES)]
+        beliefs = [belief for _, belief in begun if belief is not None]
+        belief = belief_of_case(beliefs, present) if beliefs else None
+        bed = None if belief is None else belief.amax(dim=1, keepdim=True).expand_as(belief)  # where tumour is or was
+        tokens = []
         for s, name in enumerate(SEQUENCES):
-            shown = present[:, :, s]
-            rows = mri[:, :, s][shown][:, None]  # only volumes that are there: no neighbour, no zero reaches the statistics
-            length = self.map_shape[0] * self.map_shape[1] * self.map_shape[2]
-            out = mri.new_zeros(*shown.shape, length, self.config.width)
-            if len(rows):
-                maps, belief = self.trunks[name](rows)
-                out[shown] = self.to_width[name](maps.flatten(2).transpose(1, 2)).to(out.dtype)
-                if self.training and self.config.mask_weight and belief is not None and batch.tumour is not None:
-                    mask_losses.append(mask_loss(belief, batch.tumour[shown]))
-            tokens.append(out)
-        losses = {"mask": self.config.mask_weight * torch.stack(mask_losses).mean()} if mask_losses else {}
-        return torch.stack(tokens, dim=2), losses
+            maps = self._trunk(name).end(begun[s][0], None if bed is None else bed[shown[s]])
+            tokens.append(self.to_width[name](maps.flatten(2).transpose(1, 2)))
+        losses = self._tumour_losses(batch, tokens, belief) if self.training else {}
+        out = mri.new_zeros(*present.shape, *tokens[0].shape[1:])
+        for s, rows in enumerate(tokens):
+            out[:, :, s][shown[s]] = rows.to(out.dtype)
+        return out, losses
+
+    def _trunk(self, sequence: str) -> ResNetTrunk:
+        trunk = self.trunks[sequence]
+        assert isinstance(trunk, ResNetTrunk)
+        return trunk
+
+    def _tumour_losses(self, batch: Batch, tokens: list[Tensor], belief: Tensor | None) -> dict[str, Tensor]:
+        """What masks teach; nothing without masks."""
+        c, tumour, present = self.config, batch.tumour, batch.mri_mask
+        losses: dict[str, Tensor] = {}
+        if tumour is None or present is None or batch.mri is None:
+            return losses
+        if c.mask_weight and belief is not None:
+            seen = present.any(dim=2)
+            losses["tumour_mask"] = c.mask_weight * mask_loss(belief[seen], tumour[seen])
+        if self.radiomics is not None:
+            terms = []
+            for s, name in enumerate(SEQUENCES):
+                shown, part = present[:, :, s], self.radiomics[name]
+                assert isinstance(part, Radiomics)
+                terms.append(part.loss(tokens[s], batch.mri[:, :, s][shown], tumour[shown]))
+            losses["tumour_radiomics"] = c.radiomics_weight * torch.stack(terms).mean()
+        return losses
 
     def _check(self, present: Bool[Tensor, "B T S"]) -> None:
         flat = present.flatten(1)
@@ -250,14 +282,6 @@ class HARM3Fusion(nn.Module):
         """Sequence, timepoint and map position of every token, in the order S, T, d, h, w."""
         axes = [torch.arange(n) for n in (len(SEQUENCES), len(TIMEPOINTS), *self.map_shape)]
         return torch.cartesian_prod(*axes)
-
-
-def mask_loss(logit: Float[Tensor, "N d h w"], tumour: Float[Tensor, "N D H W"]) -> Float[Tensor, ""]:
-    """Cross-entropy against the share of each cell that is tumour; volumes without a mask (NaN) do not count."""
-    known = ~tumour.isnan().flatten(1).any(dim=1)
-    depth, height, width = logit.shape[1:]
-    share = F.adaptive_avg_pool3d(tumour[known], (depth, height, width))
-    return F.binary_cross_entropy_with_logits(logit[known].float(), share, reduction="sum") / max(1, share.numel())
 
 
 class _Head(nn.Module):

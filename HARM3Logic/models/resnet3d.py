@@ -25,8 +25,8 @@ class TrunkConfig:
     stem: conv: 7^3 of stride (1,2,2) and a max-pool, as the source. strided: one (3,7,7) convolution of stride (2,4,4) to the
         same map; ours, for processors without a GPU: a training step takes a seventh of the time.
     output_stride: in-plane voxels per token; the slice axis has half of it.
-    focus: weigh the first stage's map by where a 1^3 convolution on it believes the tumour to be; anatomy that all patients share
-        then takes no room in the tokens. Ours, in the manner of Attention U-Net's gates (Schlemper et al. 2019).
+    focus: a gate, a 1^3 convolution on the first stage's map, believes where the tumour is, and the map can be weighed by it; anatomy
+        that all patients share then takes no room in the tokens. Ours, in the manner of Attention U-Net (Schlemper et al. 2019).
     """
 
     depth: Literal[10, 18, 34, 50] = 18
@@ -71,15 +71,16 @@ class ResNetTrunk(nn.Module):
             _dilate(self.layer3, 2)
             _dilate(self.layer4, 4)
 
-    def forward(self, volumes: Float[Tensor, "N 1 D H W"]) -> tuple[Float[Tensor, "N C d h w"], Float[Tensor, "N e i j"] | None]:
-        """The last map, and the logit of the gate where there is one."""
+    def begin(self, volumes: Float[Tensor, "N 1 D H W"]) -> tuple[Float[Tensor, "N e i j k"], Float[Tensor, "N i j k"] | None]:
+        """The first stage's map, and the logit of the gate where there is one."""
         first = self.layer1(self.stem(volumes))
-        belief = None
-        if self.gate is not None:
-            belief = self.gate(first)
-            first = first * belief.sigmoid()
-        last = self.layer4(self.layer3(self.layer2(self.focus(first))))
-        return last, None if belief is None else belief[:, 0]
+        return first, None if self.gate is None else self.gate(first)[:, 0]
+
+    def end(self, first: Float[Tensor, "N e i j k"], belief: Float[Tensor, "N i j k"] | None) -> Float[Tensor, "N C d h w"]:
+        """The last map, from the first stage's weighed by the gate's logit."""
+        if belief is not None:
+            first = first * belief.sigmoid()[:, None]
+        return self.layer4(self.layer3(self.layer2(self.focus(first))))
 
 
 def _dilate(stage: nn.Module, dilation: int) -> None:

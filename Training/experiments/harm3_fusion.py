@@ -4,6 +4,9 @@ harm3 phantom --cases 640 --seed 1 --out runs/phantoms
 python -m Training.train harm3_fusion:compact --cohort runs/phantoms/cohort.csv --out runs/demo --whole
 """
 
+from dataclasses import replace
+from typing import Literal
+
 from HARM3Logic.models.harm3_fusion import compact, paper
 from HARM3Logic.prepare import Preprocessing
 from Training.experiment import Augmentation, Experiment
@@ -16,13 +19,23 @@ EXPERIMENTS = {
         compact(),
         Preprocessing(shape=(16, 64, 64), spacing_mm=(5.0, 2.0, 2.0), crop="body", bias_correction=False),
         augmentation=Augmentation(shift=(1, 2, 2), scale=0.05, offset=0.05),
-        epochs=34,
+        epochs=28,
         batch_size=16,
         learning_rate=4e-4,
         weight_decay=1e-3,
         warm_up=0.1,
         average=0.97,
-        mask_epochs=7,
-        frozen_epochs=27,
+        mask_epochs=10,
+        mask_learning_rate=2e-3,
+        frozen_epochs=18,
     ),
 }
+
+
+def _stride(voxels: Literal[8, 16]) -> Experiment:
+    """The small model with finer tokens, to compare where its heat lies (Training.localise)."""
+    small = EXPERIMENTS["compact"]
+    return replace(small, config=replace(small.config, trunk=replace(small.config.trunk, output_stride=voxels)))
+
+
+EXPERIMENTS |= {"compact_stride16": _stride(16), "compact_stride8": _stride(8)}

@@ -1,0 +1,64 @@
+"""What tumour masks teach in training; predicting never needs them.
+
+    gate logit (N d h w)  --where--> share of each cell that is tumour
+    tokens (N L E)        --what-->  diameter and mean intensity of the tumour in that volume
+
+The second is the plain first-order radiomics of a mask: a few hundred labels cannot teach a trunk to measure a tumour, as many
+masks can. Ours; the paper has masks and does not say whether it trained with them.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DIAMETER_SCALE = 30.0  # gives the cube root of the tumour's share of the grid a spread near that of its intensity, which else drowns it
+NOWHERE = -30.0  # a logit whose sigmoid is 0 in every precision
+FEWEST_VOXELS = 2.0  # smaller residues have no mean intensity worth learning
+
+
+def mask_loss(logit: Float[Tensor, "N d h w"], tumour: Float[Tensor, "N D H W"]) -> Float[Tensor, ""]:
+    """Cross-entropy against the share of each cell that is tumour; volumes without a mask (NaN) do not count."""
+    known = ~tumour.isnan().flatten(1).any(dim=1)
+    depth, height, width = logit.shape[1:]
+    share = F.adaptive_avg_pool3d(tumour[known], (depth, height, width))
+    return F.binary_cross_entropy_with_logits(logit[known].float(), share, reduction="sum") / max(1, share.numel())
+
+
+class Radiomics(nn.Module):
+    """Reads the tumour's diameter and mean intensity from the mean of a volume's tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(width, 2)
+
+    def forward(self, tokens: Float[Tensor, "N L E"]) -> Float[Tensor, "N 2"]:
+        """`DIAMETER_SCALE` times the cube root of the tumour's share of the grid, and its mean z-score."""
+        return self.read(tokens.mean(dim=1))
+
+    def loss(
+        self, tokens: Float[Tensor, "N L E"], volumes: Float[Tensor, "N D H W"], tumour: Float[Tensor, "N D H W"]
+    ) -> Float[Tensor, ""]:
+        """Huber loss against what the mask says; volumes without a mask (NaN) do not count, nor the intensity of nothing."""
+        known = ~tumour.isnan().flatten(1).any(dim=1)
+        read, volumes, tumour = self(tokens[known]).float(), volumes[known].flatten(1).float(), tumour[known].flatten(1)
+        voxels = tumour.sum(dim=1)
+        diameter = DIAMETER_SCALE * (voxels / tumour.shape[1]) ** (1 / 3)
+        solid = voxels >= FEWEST_VOXELS
+        mean = (volumes * tumour).sum(dim=1)[solid] / voxels[solid]
+        total = F.smooth_l1_loss(read[:, 0], diameter, reduction="sum") + F.smooth_l1_loss(read[solid, 1], mean, reduction="sum")
+        return total / max(1, len(read))
+
+
+def belief_of_case(beliefs: list[Float[Tensor, "_ d h w"]], present: Bool[Tensor, "B T S"]) -> Float[Tensor, "B T d h w"]:
+    """Per timepoint the mean of its sequences' gate logits; no tumour at all where a timepoint has no volume.
+
+    Args:
+        beliefs: per sequence the logits of its present volumes, in the order of `present`.
+    """
+    full = beliefs[0].new_zeros(*present.shape, *beliefs[0].shape[1:])
+    for s, belief in enumerate(beliefs):
+        full[:, :, s][present[:, :, s]] = belief
+    count = present.sum(dim=2)[..., None, None, None]
+    return (full.sum(dim=2) / count.clamp(min=1)).masked_fill(count == 0, NOWHERE)
