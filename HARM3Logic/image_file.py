@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,35 @@ from jaxtyping import Float32
 
 from HARM3Logic.errors import BadVolume
 from HARM3Logic.grid import Grid, Volume, geometry_fault, triple
+
+
+class Held:
+    """A context in which a setting of all of ITK has one value, until the last thread has left it.
+
+    Args:
+        get, set_to: read and write the setting.
+    """
+
+    def __init__(self, get: Callable[[], Any], set_to: Callable[[Any], None], value: Any) -> None:
+        self._get, self._set_to, self._value = get, set_to, value
+        self._lock, self._inside, self._before = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = self._get()
+                self._set_to(self._value)
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._set_to(self._before)
+
+
+# Keeps ITK's warnings off the console, where the worker's events run; what matters in them is checked here.
+_quiet = Held(sitk.ProcessObject.GetGlobalWarningDisplay, sitk.ProcessObject.SetGlobalWarningDisplay, False)
 
 
 def read(path: str | os.PathLike[str]) -> Volume:
@@ -65,7 +94,7 @@ def write(volume: Volume, path: str | os.PathLike[str]) -> None:
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
     try:
-        with _quiet():
+        with _quiet:
             sitk.WriteImage(to_itk(volume.array, volume.grid), str(temporary), useCompression=True)
         os.replace(temporary, path)
     except (RuntimeError, OSError) as error:
@@ -95,7 +124,7 @@ def _load(path: Path) -> Volume:
     if not path.exists():
         raise BadVolume(f"there is no volume {str(path)!r}.", "Check the path.")
     try:
-        with _quiet():
+        with _quiet:
             image = _series(path) if path.is_dir() else _file(path)
     except (RuntimeError, OSError, EOFError) as error:
         raise BadVolume(
@@ -237,17 +266,6 @@ def _tags(name: str) -> dict[str, str]:
     reader.SetFileName(name)
     reader.ReadImageInformation()
     return {key: reader.GetMetaData(key) for key in ("0008|103e", "0020|0032", "0020|0037") if reader.HasMetaDataKey(key)}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ITK's warnings off the console, where the worker's events run; what matters in them is checked here."""
-    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 def reason(error: Exception) -> str:

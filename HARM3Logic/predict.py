@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,93 +13,28 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
 
 from HARM3Logic import __version__, checkpoint, report, volume
 from HARM3Logic.batch import Prepared, collate
-from HARM3Logic.case import INPUTS, TIMEPOINTS, Case, write_text
+from HARM3Logic.case import TIMEPOINTS, Case
 from HARM3Logic.device import Precision, best_precision, choose
-from HARM3Logic.errors import BadOption, MissingInput, OutOfMemory
+from HARM3Logic.errors import MissingInput, OutOfMemory
 from HARM3Logic.explain import Explanation, explain
 from HARM3Logic.familiarity import unfamiliar
+from HARM3Logic.prediction import Prediction, writable
 from HARM3Logic.prepare import OnEvent, prepare, silent
 from HARM3Logic.report import SlideView, TileView, VolumeView
 from HARM3Logic.slide import Slide, read_tiles
 from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.tiles import paint
-from HARM3Logic.volume import Grid, Volume
+from HARM3Logic.volume import Volume
+
+__all__ = ["Prediction", "Predictor", "decide", "predict", "writable"]
 
 SAMPLES = 200  # draws of latents and calibration behind the interval
 INTERVAL = (0.025, 0.975)
 TOP_TILES = 8
 THUMBNAIL_PX = 1024
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What came out for one case; `values` is the content of `prediction.json`.
-
-    Args:
-        heatmaps: input to its Grad-CAM on the input's own grid, 0 to 1 on one scale for all inputs.
-        raw: input to its Grad-CAM on the model grid (logit units).
-    """
-
-    values: Mapping[str, Any]
-    heatmaps: Mapping[str, Volume]
-    raw: Mapping[str, Float[np.ndarray, "D H W"]]
-    slide: SlideView | None
-    html: str
-
-    @property
-    def case_id(self) -> str:
-        return str(self.values["case_id"])
-
-    @property
-    def probability(self) -> float:
-        return float(self.values["probability"])
-
-    @property
-    def decision(self) -> str:
-        return str(self.values["decision"])
-
-    def write(self, out: str | os.PathLike[str]) -> Path:
-        """Write every file into `out`; `prediction.json`, whose presence says the rest is whole, comes last.
-
-        Raises:
-            BadOption: the folder cannot be written.
-        """
-        out = writable(out)
-        work = out / f".writing.{os.getpid()}"
-        try:
-            for left in out.glob(".writing.*"):  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            work.mkdir()
-            self._write_files(work)
-            for old in ("prediction.json", "slide_attention.png", "slide_attention.nrrd", *(f"heatmap_{name}.nrrd" for name in INPUTS)):
-                (out / old).unlink(missing_ok=True)  # nothing of an earlier prediction may stay beside this one
-            for file in sorted(work.iterdir()):
-                file.replace(out / file.name)
-            write_text(out / "prediction.json", json.dumps(self.values, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise BadOption(
-                f"results cannot be written to {str(out)!r} ({error.strerror}).", "Free room or choose another folder."
-            ) from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return out
-
-    def _write_files(self, folder: Path) -> None:
-        for name, heat in self.heatmaps.items():
-            volume.write(heat, folder / f"heatmap_{name}.nrrd")
-        raw: dict[str, Any] = dict(self.raw)
-        np.savez_compressed(folder / "heatmap_raw.npz", **raw)
-        if self.slide is not None:
-            Image.fromarray(report.overlay(self.slide.thumbnail, self.slide.attention)).save(folder / "slide_attention.png")
-            mm = self.slide.mm_per_px
-            height, width = self.slide.attention.shape
-            flat = Grid((width, height, 1), (mm, mm, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
-            volume.write(Volume(self.slide.attention[None], flat), folder / "slide_attention.nrrd")
-        (folder / "report.html").write_text(self.html, encoding="utf-8")
 
 
 class Predictor:
@@ -190,23 +122,6 @@ def predict(
     return prediction
 
 
-def writable(folder: str | os.PathLike[str]) -> Path:
-    """The folder, made if need be.
-
-    Raises:
-        BadOption: it cannot be made or written; told before any work is done.
-    """
-    folder = Path(folder)
-    probe = folder / f".probe.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise BadOption(f"the output folder {str(folder)!r} cannot be written ({error.strerror}).", "Choose another with --out.") from error
-    return folder
-
-
 def decide(probability: float, threshold: float, zone: tuple[float, float]) -> str:
     """The decision in a word; inside the zone the model does not know."""
     if zone[0] < probability < zone[1]:
@@ -244,6 +159,7 @@ def _assemble(
         "inputs": {name: _input(name, prepared) for name in card.inputs},
         "heat": {name: _heat(name, heatmaps[name], raw[name], prepared) for name in heatmaps},
         "tiles": [{"rank": t.rank, "x_px": t.x_px, "y_px": t.y_px, "weight": t.weight} for t in tiles],
+        "slide": slide and _picture(slide),
         "registration": {name: _registration(r) for name, r in prepared.registrations.items()},
         "warnings": [{"code": code, "message": message} for code, message in (*prepared.warnings, *_strange(strange), *_dull(raw))],
         "out_of_distribution": bool(strange),
@@ -294,6 +210,17 @@ def _heat(name: str, heat: Volume, raw: Float[np.ndarray, "D H W"], prepared: Pr
         mask = prepared.tumour[TIMEPOINTS.index(name.split("_")[1])].numpy()
         share = None if np.isnan(mask).any() else float(raw[mask > 0.5].sum() / raw.sum())
     return {"max": float(heat.array.max()), "share_in_tumour": share}
+
+
+def _picture(slide: SlideView) -> dict[str, Any]:
+    """Where the thumbnail and the tiles lie on the slide."""
+    height, width = slide.thumbnail.shape[:2]
+    return {
+        "size_px": list(slide.size_px),
+        "tile_px": slide.tile_px,
+        "thumbnail_px": [width, height],
+        "thumbnail_mm_per_px": slide.mm_per_px,
+    }
 
 
 def _registration(found: volume.Registration) -> dict[str, float | bool]:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +12,7 @@ import SimpleITK as sitk
 from jaxtyping import Bool, Float, Float32
 
 from HARM3Logic.errors import BadGeometry
-from HARM3Logic.image_file import reason
+from HARM3Logic.image_file import Held, reason
 
 SMOOTHING_MM = (6.0, 2.0)  # coarse to fine
 SAMPLES = 6000  # voxels of the fixed image looked at in each step
@@ -22,6 +20,10 @@ BINS = 32
 LOW_MI = 0.15  # nats; on real pairs of one patient we measured 0.39 and more, against noise 0.01
 FAR_MM, FAR_DEG = 40.0, 30.0
 STILL_MM = 0.5
+
+
+# Lets ITK add up in one order: parts of it take the global number of threads, whatever a filter is told, and sums change with it.
+one_thread = Held(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads, sitk.ProcessObject.SetGlobalDefaultNumberOfThreads, 1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def rigid(fixed: sitk.Image, moving: sitk.Image, body: sitk.Image) -> Registrati
         method.SetMetricSamplingPercentage(min(1.0, SAMPLES / fixed_part.GetNumberOfPixels()), 1)
         method.SetInitialTransform(transform, inPlace=True)
         try:
-            with one_thread():
+            with one_thread:
                 method.Execute(_smooth(fixed_part, sigma_mm), _smooth(moving, sigma_mm))
         except RuntimeError as error:
             raise BadGeometry(
@@ -91,17 +93,6 @@ def rigid(fixed: sitk.Image, moving: sitk.Image, body: sitk.Image) -> Registrati
         moved_mm=float(np.linalg.norm(moved, axis=1).mean()),
         rotated_deg=float(np.degrees(np.arccos(np.clip((np.trace(matrix[:3, :3]) - 1) / 2, -1.0, 1.0)))),
     )
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let ITK add up in one order: parts of it take the global number of threads, whatever a filter is told, and sums change with it."""
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def mutual_information(a: Float32[np.ndarray, " n"], b: Float32[np.ndarray, " n"], bins: int = BINS) -> float:

@@ -97,6 +97,11 @@ class SlideView:
     size_px: tuple[int, int]
     tile_px: float
 
+    @functools.cached_property
+    def picture(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The thumbnail with the attention over it."""
+        return overlay(self.thumbnail, self.attention)
+
 
 def hottest_point(views: Sequence[VolumeView]) -> Float[np.ndarray, " 3"] | None:
     """Where the heat of all volumes has its maximum, in LPS mm of their common frame; None without heat."""
@@ -217,7 +222,7 @@ def _slide(view: SlideView) -> dict[str, Any]:
     return {
         "width": width,
         "height": height,
-        "image": picture(overlay(view.thumbnail, view.attention)),
+        "image": picture(view.picture),
         "bar_mm": bar_mm,
         "bar": bar_mm / view.mm_per_px,
         "tile": view.tile_px * scale,

@@ -30,7 +30,19 @@ from HARM3Logic.errors import BadSlide
 from HARM3Logic.tiles import TileGrid, TileSettings, evenly, grid_origins, keep_tiles, paint
 from HARM3Logic.tissue import BLURRED, Tissue, TissueSettings, block_means, find_tissue, holds_ycbcr, is_dark_field, sharpness
 
-__all__ = ["Slide", "TileGrid", "TileSettings", "Tissue", "TissueSettings", "paint", "read_batches", "read_tiles", "tile_grid", "tissue"]
+__all__ = [
+    "Slide",
+    "TileGrid",
+    "TileSettings",
+    "Tissue",
+    "TissueSettings",
+    "focused",
+    "paint",
+    "read_batches",
+    "read_tiles",
+    "tile_grid",
+    "tissue",
+]
 
 MPP_RANGE = (0.05, 20.0)  # µm per pixel a microscope can have
 MANY_FILES = {".dcm", ".vms", ".vmu"}  # one slide is spread over the files of its folder
@@ -224,8 +236,11 @@ def _file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def tissue(slide: Slide, settings: TissueSettings) -> Tissue:
+def tissue(slide: Slide, settings: TissueSettings, focus: bool = True) -> Tissue:
     """The tissue of a slide.
+
+    Args:
+        focus: judge the focus too; False leaves it to `focused`.
 
     Raises:
         BadSlide: the slide is dark where it should be empty (fluorescence), or its pixels cannot be read.
@@ -240,6 +255,19 @@ def tissue(slide: Slide, settings: TissueSettings) -> Tissue:
             "Choose the H&E slide.",
         )
     found = find_tissue(picture, block_px * slide.level_downsamples[level], slide.mpp, settings)
+    return _judged(slide, found, settings) if focus else found
+
+
+def focused(slide: Slide, grid: TileGrid) -> TileGrid:
+    """A grid with its focus judged, where `tile_grid` was told to leave that out.
+
+    Raises:
+        BadSlide: the pixels cannot be decoded.
+    """
+    return replace(grid, tissue=_judged(slide, grid.tissue, grid.tissue_settings))
+
+
+def _judged(slide: Slide, found: Tissue, settings: TissueSettings) -> Tissue:
     blurred = _blurred(slide, found, settings.blur_samples)
     return found if blurred is None else replace(found, fractions={**found.fractions, "blurred": blurred})
 
@@ -251,16 +279,26 @@ def _blurred(slide: Slide, found: Tissue, samples: int) -> float | None:
         return None
     size0_px = FOCUS_PX * FOCUS_MPP / slide.mpp
     last = [max(0, int(length - size0_px)) for length in (slide.width_px, slide.height_px)]  # the slide's edge is no detail
-    values = []
-    for i in evenly(rows.size, samples):
+
+    def judge(i: int) -> float:
         centre = (np.array([columns[i], rows[i]]) + 0.5) * found.downsample
         x_px, y_px = np.clip((centre - size0_px / 2).astype(int), 0, last)
-        values.append(sharpness(_read_tile(slide, int(x_px), int(y_px), size0_px, FOCUS_PX)))
+        return sharpness(_read_tile(slide, int(x_px), int(y_px), size0_px, FOCUS_PX))
+
+    with ThreadPoolExecutor(_readers(), thread_name_prefix="slide") as pool:
+        values = list(pool.map(judge, evenly(rows.size, samples).tolist()))
     return float(np.mean(np.array(values) < BLURRED))
 
 
-def tile_grid(slide: Slide, tissue: TissueSettings, tiles: TileSettings) -> TileGrid:
+def _readers() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def tile_grid(slide: Slide, tissue: TissueSettings, tiles: TileSettings, focus: bool = True) -> TileGrid:
     """The tiles of one grid from (0, 0) over the slide that hold tissue; complete tiles only, row by row.
+
+    Args:
+        focus: judge the focus too; False leaves it to `focused`.
 
     Raises:
         BadSlide: no tile holds tissue, or the slide is too coarse for the tiles wanted.
@@ -274,7 +312,7 @@ def tile_grid(slide: Slide, tissue: TissueSettings, tiles: TileSettings) -> Tile
     mpp = slide.mpp if tiles.mpp is None else tiles.mpp
     size0_px = tiles.size_px * mpp / slide.mpp
     step0_px = (tiles.size_px - tiles.overlap_px) * mpp / slide.mpp
-    found = _find(slide, tissue)
+    found = _find(slide, tissue, focus)
     x, y = (grid_origins(length, size0_px, step0_px) for length in (slide.width_px, slide.height_px))
     kept = keep_tiles(found.mask, found.downsample, x, y, size0_px, tiles)
     rows, columns = np.nonzero(kept)
@@ -313,7 +351,7 @@ def read_batches(
     Raises:
         BadSlide: the pixels cannot be decoded.
     """
-    readers = readers or min(8, os.cpu_count() or 1)
+    readers = readers or _readers()
     pool = ThreadPoolExecutor(readers, thread_name_prefix="slide")
     ahead: deque[Future[np.ndarray]] = deque()
     try:

@@ -18,12 +18,10 @@ from typing import Any, Literal, get_args
 
 import h5py
 import numpy as np
-import timm
 import torch
 from jaxtyping import Float32, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from timm.layers.pos_embed import resample_abs_pos_embed
 
 from HARM3Logic.device import Precision, best_precision
 from HARM3Logic.errors import BadCheckpoint, BadOption, Cancelled, OutOfMemory
@@ -193,6 +191,8 @@ def build(entry: EncoderEntry, weights: Mapping[str, torch.Tensor], where: str) 
     Raises:
         BadCheckpoint: timm does not know the model, or the weights do not fit it.
     """
+    import timm  # here, for it takes seconds
+
     try:
         model: torch.nn.Module = timm.create_model(entry.timm_model, pretrained=False, **entry.timm_kwargs)
         model.load_state_dict(weights, strict=True)
@@ -209,6 +209,9 @@ def save_encoder(entry: EncoderEntry, weights: Mapping[str, torch.Tensor], out: 
     Raises:
         BadCheckpoint: the weights do not fit the entry.
     """
+    import timm
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
     kept = {name: value.float() for name, value in weights.items()}
     model: Any = timm.create_model(entry.timm_model, pretrained=False, **entry.timm_kwargs)
     if "pos_embed" in kept and kept["pos_embed"].shape != model.pos_embed.shape:

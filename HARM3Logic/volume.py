@@ -172,7 +172,7 @@ def correct_bias(volume: Volume, mask: Bool[np.ndarray, "D H W"]) -> Volume:
     corrector = sitk.N4BiasFieldCorrectionImageFilter()
     corrector.SetMaximumNumberOfIterations([40, 30])
     corrector.SetBiasFieldFullWidthAtHalfMaximum(0.2)
-    with one_thread():
+    with one_thread:
         try:
             corrector.Execute(image, _itk_mask(inside, small.grid))
             field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(to_itk(finer.array, finer.grid)))

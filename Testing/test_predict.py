@@ -11,6 +11,7 @@ from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.errors import BadOption
 from HARM3Logic.predict import Predictor, decide
+from HARM3Logic.prediction import SLIDE_FILES
 from HARM3Logic.prepare import prepare
 
 
@@ -71,7 +72,7 @@ def test_json_holds_what_it_promises(written):
 def test_everything_is_there_and_nothing_half_written(written):
     _, out = written
     names = {path.name for path in out.iterdir()}
-    wanted = {f"heatmap_{name}.nrrd" for name in MRI} | {"heatmap_raw.npz", "slide_attention.png", "slide_attention.nrrd"}
+    wanted = {f"heatmap_{name}.nrrd" for name in MRI} | {"heatmap_raw.npz", *SLIDE_FILES}
     assert names == wanted | {"report.html", "prediction.json"}
 
 

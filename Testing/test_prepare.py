@@ -1,6 +1,7 @@
 """From files to tensors: one patient, one tensor, whatever the files look like; and every input in its place."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from HARM3Logic import volume
 from HARM3Logic.batch import Prepared
 from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import read_cohort
-from HARM3Logic.errors import BadGeometry, BadVolume, Cancelled, MissingInput
+from HARM3Logic.errors import BadGeometry, BadSlide, BadVolume, Cancelled, MissingInput
 from HARM3Logic.prepare import Preprocessing, prepare
 from HARM3Logic.tile_encoder import EncoderEntry, TileEncoder
 from HARM3Logic.tiles import TileSettings
@@ -209,7 +210,7 @@ def test_events_tell_the_way_and_images_are_kept(two: Case) -> None:
     stages: list[str] = []
     images: dict[str, volume.Volume] = {}
     prepare(two, QUICK, images=images, on_event=lambda _, values: stages.append(values["name"]))
-    assert stages == ["reading t1_pre", "reading t2_post", "registering", "reading the slide"]
+    assert stages == ["reading t1_pre", "reading t2_post", "registering"]
     assert images["t2_post"].grid == volume.read(two.inputs["t2_post"][0]).grid
 
 
@@ -242,3 +243,51 @@ def test_errors_name_the_volume(case: Case, tmp_path: Path) -> None:
     sitk.WriteImage(noise, str(tmp_path / "noise.nrrd"))
     with pytest.raises(BadVolume, match=r"t1_post.*only noise"):
         prepare(dataclasses.replace(case, inputs={"t1_post": (tmp_path / "noise.nrrd",)}), QUICK)
+
+
+def test_a_useless_slide_is_found_before_the_registration(case: Case, encoder: TileEncoder, tmp_path: Path) -> None:
+    (tmp_path / "slide.svs").write_bytes(b"no slide")
+    stages: list[str] = []
+    broken = dataclasses.replace(case, inputs={**case.inputs, "slide": (tmp_path / "slide.svs",)})
+    with pytest.raises(BadSlide):
+        prepare(broken, QUICK, encoder, on_event=lambda _, values: stages.append(values.get("name", "")))
+    assert stages[-1] == "reading the slide"
+    assert "registering" not in stages
+
+
+@pytest.fixture(params=[True, False], ids=["beside", "before"])
+def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The volumes are placed beside the encoding, or before it."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64 if request.param else 1)
+
+
+@pytest.mark.usefixtures("cores")
+def test_what_is_placed_beside_the_encoding_is_the_same(case: Case, encoder: TileEncoder) -> None:
+    settings = dataclasses.replace(QUICK, registration="full")
+    alone, found = prepare(case, settings), prepare(case, settings, encoder)
+    assert torch.equal(found.mri, alone.mri)
+    assert [code for code, _ in found.warnings][: len(alone.warnings)] == [code for code, _ in alone.warnings]
+    assert found.tiles is not None
+    assert set(found.sha256) == {*MRI, "slide"}
+
+
+@pytest.mark.usefixtures("cores")
+def test_what_fails_beside_the_encoding_is_told(case: Case, encoder: TileEncoder, tmp_path: Path) -> None:
+    far = {**case.inputs, "t2_pre": moved_copy(case.inputs["t1_pre"][0], tmp_path / "far.nrrd", (1000.0, 0, 0))}
+    with pytest.raises(BadGeometry, match=r"t2_pre to t1_pre.* mm apart"):
+        prepare(dataclasses.replace(case, inputs=far), dataclasses.replace(QUICK, registration="full"), encoder)
+
+
+@pytest.mark.usefixtures("cores")
+@pytest.mark.parametrize("at", ["registering t1_post", "encoding tiles"])
+def test_a_listener_stops_both_ways(case: Case, encoder: TileEncoder, at: str) -> None:
+    heard: list[str] = []
+
+    def stop(event: str, values: dict[str, Any]) -> None:
+        heard.append(str(values.get("name", values.get("stage"))))
+        if heard[-1] == at:
+            raise Cancelled("enough.", "Start it again.")
+
+    with pytest.raises(Cancelled, match="enough"):
+        prepare(case, dataclasses.replace(QUICK, registration="full"), encoder, on_event=stop)
+    assert heard.count(at) == 1

@@ -17,7 +17,7 @@ from scipy import ndimage
 from HARM3Logic import slide as slide_module
 from HARM3Logic.errors import BadOption, BadSlide
 from HARM3Logic.slide import Slide, TileGrid, TileSettings, Tissue, TissueSettings, paint, read_batches, read_tiles, tile_grid, tissue
-from HARM3Logic.tissue import closing, majority, saturation
+from HARM3Logic.tissue import block_means, closing, majority, saturation
 
 PINK, GLASS, BLUE_INK = (200, 120, 170), (243, 243, 243), (30, 80, 160)
 DATA = Path(os.environ.get("HARM3_TEST_DATA", "/nonexistent"))
@@ -289,9 +289,10 @@ def test_reading_ahead_is_bounded(square: Path, monkeypatch: pytest.MonkeyPatch)
             submitted.append(values[2])
             return super().submit(function, *values)
 
-    monkeypatch.setattr(slide_module, "ThreadPoolExecutor", Pool)
     with Slide.open(square) as slide:
-        batches = read_batches(slide, tile_grid(slide, TissueSettings(), TileSettings()), 1, readers=2)
+        grid = tile_grid(slide, TissueSettings(), TileSettings())
+        monkeypatch.setattr(slide_module, "ThreadPoolExecutor", Pool)
+        batches = read_batches(slide, grid, 1, readers=2)
         next(batches)
         assert submitted == [0, 1, 2]
         batches.close()
@@ -375,3 +376,14 @@ def test_dicom_folder_and_file_are_one_slide_with_true_colours() -> None:
         assert "YCbCr" in dicom.warnings[0] and aperio.warnings == ()
         pictures = [s.thumbnail(256).astype(int) for s in (dicom, aperio)]
     assert np.abs(pictures[0] - pictures[1]).mean((0, 1)).max() < 12  # unmended, the glass alone is 115 off in two channels
+
+
+@pytest.mark.parametrize("block_px", [1, 2, 3, 16, 40])
+def test_means_of_blocks_are_exact(block_px: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (33, 50, 4), dtype=np.uint8)[..., :3]
+    found = block_means(picture, block_px)
+    assert found.shape == (-(-33 // block_px), -(-50 // block_px), 3)
+    for row in range(found.shape[0]):
+        for column in range(found.shape[1]):
+            block = picture[row * block_px : (row + 1) * block_px, column * block_px : (column + 1) * block_px].reshape(-1, 3)
+            assert np.array_equal(found[row, column], np.floor(block.mean(axis=0) + 0.5))

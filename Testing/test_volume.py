@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from HARM3Logic import volume
 from HARM3Logic.errors import BadGeometry, BadVolume
+from HARM3Logic.image_file import Held
 from HARM3Logic.registration import mutual_information
 from HARM3Logic.volume import Grid, Registration, Volume
 
@@ -559,3 +561,22 @@ def test_a_real_lost_spacing_is_noticed(data):
 def test_a_real_2d_slice_is_refused(data):
     with pytest.raises(BadVolume, match="is 2D"):
         volume.read(next((data / "mri/npc_t2wi_2d_slices/images").glob("*.jpg")))
+
+
+def test_a_setting_is_held_until_the_last_thread_has_left() -> None:
+    value, first, second = [5], threading.Event(), threading.Event()
+    held = Held(lambda: value[0], lambda new: value.__setitem__(0, new), 1)
+
+    def longer() -> None:
+        with held:
+            first.set()
+            second.wait(10)
+
+    thread = threading.Thread(target=longer)
+    with held:
+        thread.start()
+        first.wait(10)
+    assert value == [1]
+    second.set()
+    thread.join()
+    assert value == [5]
