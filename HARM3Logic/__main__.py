@@ -1,4 +1,4 @@
-"""The command line: harm3 demo | predict | batch | info | phantom."""
+"""The command line: harm3 demo | predict | batch | check | info | phantom | worker."""
 
 from __future__ import annotations
 
@@ -63,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(batch)
     batch.set_defaults(run=_batch)
 
+    check = commands.add_parser(
+        "check", help="find what is wrong with a cohort before it is used", description="Exit code 2 where it is an error."
+    )
+    check.add_argument("cohort", type=Path, metavar="COHORT.csv")
+    check.add_argument("--json", action="store_true", help="print the problems as a JSON list")
+    check.add_argument("--workers", type=int, help="processes that read files (default: one per core; 0: this one)")
+    check.set_defaults(run=_check)
+
     info = commands.add_parser("info", help="show a checkpoint's card and this computer")
     info.add_argument("checkpoint", nargs="?", type=Path, help="default: the demo checkpoint")
     info.set_defaults(run=_info)
@@ -75,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--size", choices=["small", "full"], default="small", help="small: 2 mm voxels; full: a clinical matrix")
     phantom.add_argument("--responders", type=float, default=0.3, help="expected share of responders (default: 0.3)")
     phantom.set_defaults(run=_phantom)
+
+    worker = commands.add_parser("worker", help="take jobs as JSON lines on stdin, until it closes; how Slicer predicts")
+    worker.set_defaults(run=_worker)
     return parser
 
 
@@ -157,6 +168,26 @@ def _batch(options: argparse.Namespace) -> int:
     return 2 if failures else 0
 
 
+def _check(options: argparse.Namespace) -> int:
+    import json
+
+    from tqdm import tqdm
+
+    from HARM3Logic.check import as_table, check_cohort
+
+    if options.workers is not None and options.workers < 0:
+        raise BadOption(f"--workers is {options.workers}; 0 or more is wanted.", "Correct it.")
+    with tqdm(desc="reading", unit="case", leave=False, disable=None) as bar:
+
+        def show(done: int, cases: int) -> None:
+            bar.total = cases
+            bar.update(done - bar.n)
+
+        report = check_cohort(options.cohort, options.workers, show)
+    print(json.dumps(report.to_list(), indent=2, ensure_ascii=False) if options.json else as_table(report))
+    return 2 if report.errors else 0
+
+
 def _info(options: argparse.Namespace) -> int:
     import dataclasses
     import json
@@ -189,6 +220,12 @@ def _phantom(options: argparse.Namespace) -> int:
     print(f"{found['cases']:.0f} synthetic cases, {found['responders']:.0%} responders: {options.out / 'cohort.csv'}")
     print(f"best possible AUC {found['best_auc']:.3f}")
     return 0
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from HARM3Logic.worker import serve
+
+    serve()
 
 
 if __name__ == "__main__":

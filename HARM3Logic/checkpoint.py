@@ -25,12 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from HARM3Logic import __version__
+from HARM3Logic.card import FORMAT, default, missing, parse, unreadable
 from HARM3Logic.errors import BadCheckpoint
 from HARM3Logic.familiarity import Reference
 from HARM3Logic.models import MODELS
 from HARM3Logic.prepare import Preprocessing
 
-FORMAT = 1
+__all__ = ["Calibration", "Card", "Checkpoint", "build", "check_encoder", "default", "file_sha256", "half", "load", "read_card", "save"]
+
 T = TypeVar("T")
 
 
@@ -90,20 +92,6 @@ class Checkpoint:
     familiarity: Mapping[str, Reference]
     path: Path
     sha256: str
-
-
-def default() -> Path:
-    """The demo checkpoint that comes with the package.
-
-    Raises:
-        BadCheckpoint: it is not there.
-    """
-    root = Path(__file__).resolve().parents[1]
-    places = [root / "HARM3Slicer/Resources/Models", root / "Resources/Models"]
-    for place in places:
-        if (place / "harm3_fusion_demo.safetensors").is_file():
-            return place / "harm3_fusion_demo.safetensors"
-    raise BadCheckpoint(f"the demo checkpoint is not in {' or '.join(map(str, places))}.", "Name one with --checkpoint.")
 
 
 def check_encoder(card: Card, entry_name: str, weights_sha256: str) -> None:
@@ -210,20 +198,16 @@ def build(name: str, config: Mapping[str, Any], where: str) -> nn.Module:
 
 def _read(path: Path) -> tuple[Card, dict[str, Tensor], dict[str, float]]:
     if not path.is_file():
-        raise BadCheckpoint(f"checkpoint {str(path)!r} is not there.", "Check the path.")
+        raise missing(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except (SafetensorError, OSError) as error:
-        raise BadCheckpoint(f"checkpoint {path.name!r} is not a readable .safetensors file ({error}).", "Get it again.") from error
-    if "harm3" not in metadata:
-        raise BadCheckpoint(f"{path.name!r} is a .safetensors file without a HARM3 card.", "Choose a checkpoint made by Training.train.")
+        raise unreadable(path, error) from error
+    data = parse(metadata, path.name)
     if metadata.get("sha256") != _seal(metadata["harm3"], tensors):
         raise BadCheckpoint(f"checkpoint {path.name!r} was changed after it was made (its seal does not fit).", "Get it again.")
-    data = json.loads(metadata["harm3"])
-    if data["format"] != FORMAT:
-        raise BadCheckpoint(f"checkpoint {path.name!r} has format {data['format']}; this version reads {FORMAT}.", "Update HARM3Slicer.")
     return from_plain(Card, data["card"], path.name), tensors, data["familiarity"]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,8 +20,9 @@ from HARM3Logic import checkpoint, volume
 from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.device import choose
-from HARM3Logic.errors import HARM3Error
+from HARM3Logic.errors import Cancelled, HARM3Error
 from HARM3Logic.predict import Predictor, writable
+from HARM3Logic.prepare import OnEvent, silent
 
 MOST_WORKERS = 8  # ours: each holds a model and an encoder, about 1 GB
 _predictor: Predictor | None = None  # one per worker process
@@ -33,6 +36,8 @@ def predict_cohort(
     device: str = "auto",
     ignore_masks: bool = False,
     workers: int | None = None,
+    predictor: Predictor | None = None,
+    on_event: OnEvent = silent,
 ) -> list[str]:
     """Predict all cases; `predictions.csv` holds one row for each that could be predicted, `failures.csv` the others.
 
@@ -40,6 +45,9 @@ def predict_cohort(
 
     Args:
         workers: processes; None takes one per core on a CPU (at most 8) and one on a GPU.
+        predictor: a warm one of this checkpoint, which then does all the work in this process.
+        on_event: told each `case` (`case_id` with its `row`, or the `reason` it has none), the overall `progress`, and the
+            stages within a case where `predictor` is given.
 
     Returns:
         The reasons of the failures.
@@ -47,32 +55,89 @@ def predict_cohort(
     Raises:
         BadOption: the folder or the device cannot be used.
         BadCheckpoint: the checkpoint cannot be used.
+        Cancelled: raised by `on_event`; what was finished is kept.
     """
     writable(out / "cases")
     path = checkpoint_path or checkpoint.default()
     checkpoint.read_card(path)  # a bad checkpoint is told once, before any process starts
     digest = checkpoint.file_sha256(path)
     one = choose(device).type != "cpu"
-    rows: dict[str, dict[str, Any]] = {}
+    book = _Book(cases, out, on_event)
+    on_event("stage", {"name": "looking for finished cases"})
     todo = []
     for case in cases:
         done = finished(case, out / "cases" / case.case_id, digest, ignore_masks)
         if done is None:
             todo.append(case)
         else:
-            rows[case.case_id] = _row(case, done)
-    failures: dict[str, dict[str, str]] = {}
-    count = workers or (1 if one else min(os.cpu_count() or 1, MOST_WORKERS))
-    work = partial(_predict_one, out=out, ignore_masks=ignore_masks)
-    _write_tables(cases, rows, failures, out)
-    results = _each(work, todo, min(count, len(todo)), (path, device))
-    for case, result in tqdm(zip(todo, results, strict=True), "predicting", len(cases), initial=len(rows), unit="case", disable=None):
+            book.enter(case, done)
+            book.tell(case)
+    book.write()
+    results: Iterator[dict[str, Any] | str]
+    if predictor is not None:
+        predict = partial(_predict_one, out=out, ignore_masks=ignore_masks, predictor=predictor)
+        results = (predict(case, on_event=partial(book.inside, case)) for case in todo)
+    else:
+        count = workers or (1 if one else min(os.cpu_count() or 1, MOST_WORKERS))
+        work = partial(_predict_one, out=out, ignore_masks=ignore_masks)
+        results = _each(work, todo, min(count, len(todo)), (path, device))
+    book.begin()
+    known = len(cases) - len(todo)
+    for case, result in tqdm(zip(todo, results, strict=True), "predicting", len(cases), initial=known, unit="case", disable=None):
+        book.enter(case, result)
+        book.write()
+        book.tell(case)  # after writing: the listener may stop the work
+    return [f"{name}: {failure['reason']}" for name, failure in book.failures.items()]
+
+
+@dataclass
+class _Book:
+    """What has become of each case, on disk and told to the listener."""
+
+    cases: Sequence[Case]
+    out: Path
+    on_event: OnEvent
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    started: float = 0.0
+    before: int = 0
+
+    def begin(self) -> None:
+        """From here on cases take time."""
+        self.started, self.before = time.monotonic(), len(self.rows)
+
+    def enter(self, case: Case, result: dict[str, Any] | str) -> None:
         if isinstance(result, str):
-            failures[case.case_id] = {"case_id": case.case_id, "reason": result}
+            self.failures[case.case_id] = {"case_id": case.case_id, "reason": result}
         else:
-            rows[case.case_id] = _row(case, result)
-        _write_tables(cases, rows, failures, out)
-    return [f"{name}: {failure['reason']}" for name, failure in failures.items()]
+            self.rows[case.case_id] = _row(case, result)
+
+    def tell(self, case: Case) -> None:
+        failure = self.failures.get(case.case_id, {"case_id": case.case_id})
+        self.on_event("case", {**failure, "row": self.rows.get(case.case_id)})
+        self.progress()
+
+    def inside(self, case: Case, event: str, values: dict[str, Any]) -> None:
+        """Pass on what goes on within a case."""
+        if event == "stage":
+            number = len(self.rows) + len(self.failures) + 1
+            self.on_event("stage", {"name": f"{case.case_id} ({number} of {len(self.cases)}): {values['name']}"})
+        elif event == "progress":
+            self.progress()  # of one case it would run back and forth
+
+    def progress(self) -> None:
+        known = len(self.rows) + len(self.failures)
+        new, left = known - self.before, len(self.cases) - known
+        seconds = (time.monotonic() - self.started) / new * left if self.started and new else None
+        self.on_event("progress", {"value": known / len(self.cases), "remaining_s": seconds})
+
+    def write(self) -> None:
+        ordered = [self.rows[case.case_id] for case in self.cases if case.case_id in self.rows]
+        for name, table in (("predictions.csv", ordered), ("failures.csv", list(self.failures.values()))):
+            if table:
+                write_cohort(self.out / name, table)
+            else:
+                (self.out / name).unlink(missing_ok=True)
 
 
 def finished(case: Case, folder: Path, checkpoint_sha256: str, ignore_masks: bool) -> dict[str, Any] | None:
@@ -109,11 +174,16 @@ def _start(path: Path, device: str, threads: int | None) -> None:
     _predictor = Predictor(path, device)
 
 
-def _predict_one(case: Case, *, out: Path, ignore_masks: bool) -> dict[str, Any] | str:
-    assert _predictor is not None
+def _predict_one(
+    case: Case, *, out: Path, ignore_masks: bool, predictor: Predictor | None = None, on_event: OnEvent = silent
+) -> dict[str, Any] | str:
+    predictor = predictor or _predictor
+    assert predictor is not None
     try:
-        prediction = _predictor(case, ignore_masks=ignore_masks)
+        prediction = predictor(case, ignore_masks=ignore_masks, on_event=on_event)
         prediction.write(out / "cases" / case.case_id)
+    except Cancelled:
+        raise
     except HARM3Error as error:
         return str(error)
     return dict(prediction.values)
@@ -131,12 +201,3 @@ def _row(case: Case, values: dict[str, Any]) -> dict[str, Any]:
         "high": high,
         "decision": values["decision"],
     }
-
-
-def _write_tables(cases: Sequence[Case], rows: dict[str, dict[str, Any]], failures: dict[str, dict[str, str]], out: Path) -> None:
-    ordered = [rows[case.case_id] for case in cases if case.case_id in rows]
-    for name, table in (("predictions.csv", ordered), ("failures.csv", list(failures.values()))):
-        if table:
-            write_cohort(out / name, table)
-        else:
-            (out / name).unlink(missing_ok=True)

@@ -152,15 +152,6 @@ def test_another_tile_encoder_is_refused(card: Card) -> None:
         checkpoint.check_encoder(card, "f", "cd" * 32)
 
 
-def test_the_demo_checkpoint_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "HARM3Logic/checkpoint.py"))
-    with pytest.raises(BadCheckpoint, match="demo checkpoint"):
-        checkpoint.default()
-    (tmp_path / "Resources/Models").mkdir(parents=True)  # as installed in Slicer
-    (tmp_path / "Resources/Models/harm3_fusion_demo.safetensors").touch()
-    assert checkpoint.default() == (tmp_path / "Resources/Models/harm3_fusion_demo.safetensors").resolve()
-
-
 def test_calibration_is_a_line_in_the_logit() -> None:
     calibration = Calibration(2.0, -1.0)
     assert calibration(np.array([0.5, 0.5 + np.log(3) / 2])) == pytest.approx([0.5, 0.75])

@@ -4,13 +4,14 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from HARM3Logic import checkpoint, predict_cohort
 from HARM3Logic.case import Case
 from HARM3Logic.cohort import read_cohort
-from HARM3Logic.errors import BadCheckpoint, BadOption
+from HARM3Logic.errors import BadCheckpoint, BadOption, Cancelled
 from HARM3Logic.predict import Predictor
 from HARM3Logic.predict_cohort import finished
 
@@ -46,7 +47,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def run(cases: tuple[Case, ...], out: Path, model: Path, **options: bool) -> list[str]:
+def run(cases: tuple[Case, ...], out: Path, model: Path, **options: Any) -> list[str]:
     return predict_cohort.predict_cohort(cases, out, model, device="cpu", workers=1, **options)
 
 
@@ -128,3 +129,48 @@ def test_a_bad_checkpoint_or_folder_is_told_before_any_work(
     with pytest.raises(BadOption, match="file"):
         run(cases, tmp_path / "file", plain)
     assert predicted == []
+
+
+def test_a_warm_predictor_does_the_work_and_every_step_is_told(
+    cases: tuple[Case, ...], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = Predictor(plain, "cpu")
+    monkeypatch.setattr(predict_cohort, "Predictor", None)  # no other is made
+    lost = Case.from_files("lost", {"t1_pre": tmp_path / "none.nrrd"})
+    told: list[tuple[str, dict[str, Any]]] = []
+    out = tmp_path / "out"
+    failures = run((cases[0], lost), out, plain, predictor=warm, on_event=lambda *event: told.append(event))
+    rows = [values for event, values in told if event == "case"]
+    assert [row["case_id"] for row in rows] == [cases[0].case_id, "lost"]
+    assert {key: str(value) for key, value in rows[0]["row"].items()} == table(out)[0]
+    assert rows[1]["row"] is None
+    assert f"lost: {rows[1]['reason']}" == failures[0]
+    assert f"{cases[0].case_id} (1 of 2): reading t1_pre" in [values.get("name") for _, values in told]
+    progress = [values for event, values in told if event == "progress"]
+    assert [values["value"] for values in progress] == [0.5, 1.0]
+    assert progress[0]["remaining_s"] > 0
+    assert progress[-1]["remaining_s"] == 0
+
+    told.clear()
+    run((cases[0], lost), out, plain, predictor=warm, on_event=lambda *event: told.append(event))
+    assert [values["row"] for event, values in told if event == "case"] == [rows[0]["row"], None]  # finished ones are told again
+
+
+@pytest.mark.parametrize("at", ["reading t1_pre", "case"])
+def test_a_cancelled_run_keeps_what_was_finished(
+    cases: tuple[Case, ...], plain: Path, tmp_path: Path, predicted: list[str], at: str
+) -> None:
+    """A cancel is no failure of the case it meets."""
+
+    def stop(event: str, values: dict[str, Any]) -> None:
+        if event == at or values.get("name", "").startswith(f"{cases[1].case_id} (2 of 2): {at}"):
+            raise Cancelled("the job was cancelled.")
+
+    warm = Predictor(plain, "cpu")
+    with pytest.raises(Cancelled):
+        run(cases, tmp_path, plain, predictor=warm, on_event=stop)
+    assert [row["case_id"] for row in table(tmp_path)] == [cases[0].case_id]
+    assert not (tmp_path / "failures.csv").exists()
+    predicted.clear()
+    assert run(cases, tmp_path, plain, predictor=warm) == []
+    assert predicted == [cases[1].case_id]
