@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export HARM3_TEST_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared))
 
-.PHONY: help demo test test-slow lint checkpoint clean
+.PHONY: help demo test test-slow lint screenshots checkpoint clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -29,6 +29,9 @@ lint: $(STAMP) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy HARM3Logic
+
+screenshots: $(STAMP) ## draw the Slicer module's panel and views off screen
+	$(BIN)/python Testing/screenshots.py
 
 checkpoint: $(STAMP) ## train the shipped demo checkpoint again, from phantoms
 	$(BIN)/harm3 phantom --cases $(CASES) --seed 1 --out runs/phantoms

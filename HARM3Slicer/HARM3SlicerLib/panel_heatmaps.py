@@ -1,0 +1,183 @@
+"""The sections Heatmaps and Slide: how the maps look in the views, and the tiles the model looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import qt
+import slicer
+
+from HARM3SlicerLib import words
+from HARM3SlicerLib.part import Part, showText
+
+ROW_PX = 22
+
+
+class Views:
+    """A run in the slice views."""
+
+    def __init__(self) -> None:
+        self.display: Any = None  # a heatmaps.HeatmapDisplay
+        self.linking = ""  # how the views are linked, in a sentence
+
+    def showSteps(self, run: Any, parameters: Any) -> Iterator[str]:
+        """Put a run into its layout."""
+        from HARM3SlicerLib import layout
+        from HARM3SlicerLib.heatmaps import HeatmapDisplay
+
+        self.linking = layout.show(run)
+        yield "arranging the views"
+        display = HeatmapDisplay(run, parameters.opacity, parameters.threshold, parameters.color, parameters.jointScale)
+        display.outline, display.visible = parameters.outline, parameters.heatVisible
+        for _ in display.applySteps():
+            yield "drawing the heatmaps"
+        self.display = display
+
+    def follow(self, parameters: Any) -> None:
+        """Bring the look of the maps to what the parameters say; what is so already is not touched."""
+        display = self.display
+        if display is None or display.run.table.GetScene() is None:
+            return
+        for name, value, setter in (
+            ("color", parameters.color, display.setColor),
+            ("threshold", parameters.threshold, display.setThreshold),
+            ("jointScale", parameters.jointScale, display.setJointScale),
+            ("outline", parameters.outline, display.setOutline),
+            ("opacity", parameters.opacity, display.setOpacity),
+            ("visible", parameters.heatVisible, display.setVisible),
+        ):
+            if getattr(display, name) != value:
+                setter(value)
+
+    def forget(self) -> None:
+        self.display, self.linking = None, ""
+
+
+class HeatmapsPart(Part):
+    """Opacity, threshold, colours, outlines, blink."""
+
+    def setup(self) -> None:
+        ui = self.ui
+        self._shortcut: Any = None
+        self._hadResult = False
+        self.connect(ui.colorComboBox, "currentIndexChanged(int)", self.onColor)
+        self.connect(ui.blinkButton, "toggled(bool)", self.onBlink)
+        self.connect(ui.layoutButton, "clicked()", self.onLayout)
+        self.connect(ui.previousLayoutButton, "clicked()", self.onPreviousLayout)
+
+    def close(self) -> None:
+        self.leave()
+        super().close()
+
+    def enter(self) -> None:
+        """Listen to the blink key, in the whole main window; only while the module is shown."""
+        window = slicer.util.mainWindow()
+        if window is None or self._shortcut is not None:
+            return
+        self._shortcut = qt.QShortcut(window)
+        self._shortcut.setKey(qt.QKeySequence("b"))
+        self.connect(self._shortcut, "activated()", self.onBlinkKey)
+
+    def leave(self) -> None:
+        if self._shortcut is not None:
+            self._shortcut.disconnect("activated()", self.onBlinkKey)
+            self._connections.remove((self._shortcut, "activated()", self.onBlinkKey))
+            self._shortcut.deleteLater()
+            self._shortcut = None
+
+    def update(self) -> None:
+        ui, parameters, values = self.ui, self.parameters, self.panel.result
+        there = self.panel.work.run is not None
+        self._showColors(parameters.color)
+        for widget in (ui.blinkButton, ui.layoutButton, ui.previousLayoutButton):
+            widget.enabled = there
+        if ui.blinkButton.checked != parameters.heatVisible:
+            ui.blinkButton.checked = parameters.heatVisible
+        ui.blinkButton.text = "Hide (B)" if parameters.heatVisible else "Show (B)"
+        share = words.heatShare(values) if values else ""
+        showText(ui.heatShareLabel, " ".join(text for text in (share, self.panel.views.linking) if text))
+        ui.heatShareLabel.visible = bool(share)
+        if there != self._hadResult:
+            self._hadResult = there
+            ui.heatmapsSection.collapsed = not there
+        self.panel.views.follow(parameters)
+
+    def onColor(self, index: int) -> None:
+        identity = self.ui.colorComboBox.itemData(index)
+        if identity:
+            self.set("color", identity)
+
+    def onBlink(self, shown: bool) -> None:
+        self.set("heatVisible", shown)
+
+    def onBlinkKey(self) -> None:
+        if self.parameters is not None and self.panel.work.run is not None:
+            self.set("heatVisible", not self.parameters.heatVisible)
+
+    def onLayout(self) -> None:
+        self.attempt(self.panel.showRun)
+
+    def onPreviousLayout(self) -> None:
+        from HARM3SlicerLib import layout
+
+        self.attempt(layout.restore)
+
+    def _showColors(self, color: str) -> None:
+        box = self.ui.colorComboBox
+        if box.count == 0:
+            from HARM3SlicerLib.heatmaps import COLORS
+
+            box.blockSignals(True)
+            for name, identity in COLORS.items():
+                box.addItem(name, identity)
+            box.blockSignals(False)
+        index = box.findData(color)
+        if index < 0:  # a scene of somebody who chose another colour node
+            box.addItem(color, color)
+            index = box.count - 1
+        if box.currentIndex != index:
+            box.blockSignals(True)
+            box.currentIndex = index
+            box.blockSignals(False)
+
+
+class SlidePart(Part):
+    """The ranked tiles; a row jumps the slide's view."""
+
+    def setup(self) -> None:
+        self._shown: Any = None
+        table = self.ui.tilesTable
+        table.setColumnCount(4)
+        table.setHorizontalHeaderLabels(["Rank", "Attention", "x (px)", "y (px)"])
+        table.verticalHeader().hide()
+        table.verticalHeader().setDefaultSectionSize(ROW_PX)
+        table.horizontalHeader().setSectionResizeMode(qt.QHeaderView.Stretch)
+        self.connect(table, "itemSelectionChanged()", self.onTile)
+
+    def update(self) -> None:
+        values = self.panel.result
+        if values is self._shown:
+            return
+        self._shown = values
+        tiles, table = values.get("tiles", []), self.ui.tilesTable
+        table.blockSignals(True)
+        table.setRowCount(len(tiles))
+        for i, tile in enumerate(tiles):
+            texts = (str(tile["rank"]), f"{100 * tile['weight']:.1f} %", str(tile["x_px"]), str(tile["y_px"]))
+            for column, text in enumerate(texts):
+                item = qt.QTableWidgetItem(text)
+                item.setTextAlignment(qt.Qt.AlignCenter)
+                table.setItem(i, column, item)
+        table.clearSelection()
+        table.blockSignals(False)
+        self.ui.slideSection.collapsed = not tiles
+        table.visible = bool(tiles)
+        showText(self.ui.tilesLabel, "Tiles with most attention; a click jumps to the tile." if tiles else "No slide in this prediction.")
+
+    def onTile(self) -> None:
+        from HARM3SlicerLib import layout
+
+        row, run = self.ui.tilesTable.currentRow(), self.panel.work.run
+        if row >= 0 and run is not None:
+            self.attempt(lambda: layout.jumpToTile(run, row))

@@ -1,0 +1,186 @@
+"""Stand-ins for the CTK widgets a module panel uses: CTK's names, properties, signals and habits."""
+
+from typing import Any
+
+from PySide6.QtCore import Property, QRect, Qt, Signal
+from PySide6.QtGui import QIcon, QPainter
+from PySide6.QtWidgets import (
+    QAbstractButton,
+    QCheckBox,
+    QComboBox,
+    QGroupBox,
+    QMessageBox,
+    QPushButton,
+    QSizePolicy,
+    QStyle,
+    QStyleOptionButton,
+    QTextBrowser,
+    QWidget,
+)
+
+from .ctk_inputs import ctkDoubleSpinBox, ctkPathLineEdit, ctkSliderWidget
+from .stored import stored
+
+
+class ctkCollapsibleButton(QAbstractButton):
+    _exposed = True
+    contentsCollapsed = Signal(bool)
+    collapsedHeight = stored(int, "collapsedHeight", 10)
+    flat = stored(bool, "flat", False)
+    contentsFrameShape = stored(int, "contentsFrameShape", 0)
+    contentsLineWidth = stored(int, "contentsLineWidth", 1)
+
+    def __init__(self, parent: QWidget | str | None = None) -> None:
+        super().__init__(parent if isinstance(parent, QWidget) else None)
+        self.setText(parent if isinstance(parent, str) else "")
+        self.setCheckable(True)
+        self.setChecked(True)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
+        self.setContentsMargins(0, self._header(), 0, 0)
+        self.toggled.connect(lambda on: self._collapse(not on))
+
+    def _header(self) -> int:
+        return self.fontMetrics().height() + 10
+
+    def _collapse(self, collapsed: bool) -> None:
+        """Hide the contents, remembering which of them were hidden by the module."""
+        for child in self.findChildren(QWidget, options=Qt.FindChildOption.FindDirectChildrenOnly):
+            if collapsed:
+                child.setProperty("hiddenBefore", child.isHidden())
+                child.hide()
+            elif not child.property("hiddenBefore"):
+                child.show()
+        self.setMaximumHeight(self._header() if collapsed else 16777215)
+        self.updateGeometry()
+        self.contentsCollapsed.emit(collapsed)
+
+    def _collapsed(self) -> bool:
+        return not self.isChecked()
+
+    def setCollapsed(self, collapsed: bool) -> None:
+        self.setChecked(not collapsed)
+
+    collapsed = Property(bool, _collapsed, setCollapsed)
+
+    def sizeHint(self) -> Any:
+        hint = self.layout().sizeHint() if self.layout() and self.isChecked() else super().sizeHint()
+        width = max(hint.width(), self.fontMetrics().horizontalAdvance(self.text()) + 40)
+        hint.setWidth(width)
+        hint.setHeight(max(hint.height(), self._header()) if self.isChecked() else self._header())
+        return hint
+
+    def paintEvent(self, event: Any) -> None:
+        painter, option = QPainter(self), QStyleOptionButton()
+        option.initFrom(self)
+        option.rect = QRect(0, 0, self.width(), self._header() - 4)
+        option.state |= QStyle.StateFlag.State_Raised
+        self.style().drawControl(QStyle.ControlElement.CE_PushButtonBevel, option, painter, self)
+        arrow = QStyle.PrimitiveElement.PE_IndicatorArrowDown if self.isChecked() else QStyle.PrimitiveElement.PE_IndicatorArrowRight
+        text = option.rect.adjusted(24, 0, -4, 0)
+        option.rect = QRect(8, option.rect.height() // 2 - 5, 10, 10)
+        self.style().drawPrimitive(arrow, option, painter, self)
+        painter.drawText(text, int(Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft), self.text())
+        painter.end()
+
+
+class ctkCollapsibleGroupBox(QGroupBox):
+    _exposed = True
+    collapsedHeight = stored(int, "collapsedHeight", 14)
+
+    def __init__(self, parent: QWidget | str | None = None) -> None:
+        super().__init__(parent if isinstance(parent, QWidget) else None)
+        self.setTitle(parent if isinstance(parent, str) else "")
+        self.setCheckable(True)
+        self.toggled.connect(self._expand)
+
+    def _expand(self, on: bool) -> None:
+        for child in self.findChildren(QWidget, options=Qt.FindChildOption.FindDirectChildrenOnly):
+            child.setVisible(on)
+
+    def _collapsed(self) -> bool:
+        return not self.isChecked()
+
+    def setCollapsed(self, collapsed: bool) -> None:
+        self.setChecked(not collapsed)
+
+    collapsed = Property(bool, _collapsed, setCollapsed)
+
+
+class ctkDirectoryButton(QPushButton):
+    _exposed = True
+    directoryChanged = Signal(str)
+    directorySelected = Signal(str)
+    caption = stored(str, "caption", "")
+
+    def _directory(self) -> str:
+        return self.__dict__.get("_path", ".")
+
+    def setDirectory(self, path: str) -> None:
+        if path != self._directory():
+            self._path = path
+            self.setText(path)
+            self.directoryChanged.emit(path)
+
+    directory = Property(str, _directory, setDirectory)
+
+
+class ctkComboBox(QComboBox):
+    _exposed = True
+    defaultText = stored(str, "defaultText", "")
+    forceDefault = stored(bool, "forceDefault", False)
+
+
+class ctkCheckBox(QCheckBox):
+    _exposed = True
+    indicatorIcon = stored(QIcon, "indicatorIcon", QIcon())
+
+
+class ctkCheckablePushButton(QPushButton):
+    _exposed = True
+    checkBoxControlsButton = stored(bool, "checkBoxControlsButton", True)
+    checkBoxControlsButtonToggleState = stored(bool, "checkBoxControlsButtonToggleState", True)
+
+
+class ctkMessageBox(QMessageBox):
+    _exposed = True
+    dontShowAgain = stored(bool, "dontShowAgain", False)
+    dontShowAgainVisible = stored(bool, "dontShowAgainVisible", False)
+    dontShowAgainSettingsKey = stored(str, "dontShowAgainSettingsKey", "")
+
+
+class ctkFittedTextBrowser(QTextBrowser):
+    _exposed = True
+    collapsed = stored(bool, "collapsed", False)
+
+
+class ctkDynamicSpacer(QWidget):
+    _exposed = True
+
+
+class ctkExpandableWidget(QWidget):
+    _exposed = True
+
+
+class ctkWidgetsUtils:
+    """Static helpers."""
+
+    @staticmethod
+    def grabWidget(widget: Any) -> Any:
+        return widget.grab().toImage()
+
+
+WIDGETS = (
+    ctkCheckBox,
+    ctkCheckablePushButton,
+    ctkCollapsibleButton,
+    ctkCollapsibleGroupBox,
+    ctkComboBox,
+    ctkDirectoryButton,
+    ctkDoubleSpinBox,
+    ctkDynamicSpacer,
+    ctkExpandableWidget,
+    ctkFittedTextBrowser,
+    ctkMessageBox,
+    ctkPathLineEdit,
+    ctkSliderWidget,
+)

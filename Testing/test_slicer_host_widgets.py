@@ -1,0 +1,171 @@
+"""The stand-in host: child processes, CTK and MRML widgets have the habits seen in Slicer."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+import slicer
+
+pytest.importorskip("PySide6")
+import slicer_host
+
+
+@pytest.fixture
+def host():
+    host = slicer_host.install()
+    yield host
+    host.close()
+
+
+@pytest.fixture
+def qt(host):
+    import qt
+
+    return qt
+
+
+@pytest.fixture
+def ctk(host):
+    import ctk
+
+    return ctk
+
+
+def volume(name):
+    return slicer.util.addVolumeFromArray(np.zeros((2, 3, 4), np.float32), name=name)
+
+
+def selector(none=True):
+    combo = slicer.qMRMLNodeComboBox()
+    combo.nodeTypes = ["vtkMRMLScalarVolumeNode"]
+    combo.noneEnabled = none
+    combo.setMRMLScene(slicer.mrmlScene)
+    return combo
+
+
+# Processes
+
+
+def start(qt, program, arguments):
+    process, events = qt.QProcess(), []
+    assert process.connect("finished(int,QProcess::ExitStatus)", lambda code, status: events.append(("finished", code, status)))
+    assert process.connect("errorOccurred(QProcess::ProcessError)", lambda error: events.append(("error", error)))
+    process.start(program, arguments)
+    return process, events
+
+
+def test_a_failed_start_gives_only_an_error(host, qt):
+    _process, events = start(qt, "/no/such/program", [])
+    host.process_events(50)
+    assert events == [("error", 0)]
+
+
+def test_process_talks_in_bytes(host, qt):
+    code = "import sys; line = sys.stdin.readline(); print(line.strip()); sys.stdin.read(); print('end'); sys.exit(3)"
+    process, events = start(qt, sys.executable, ["-X", "utf8", "-c", code])
+    output = []
+    process.connect("readyReadStandardOutput()", lambda: output.append(process.readAllStandardOutput().data()))
+    process.write("hällo\n")
+    process.closeWriteChannel()
+    host.wait(lambda: events)
+    assert b"".join(output) == "hällo\nend\n".encode()
+    assert events == [("finished", 3, 0)]
+
+
+def test_a_killed_process_errs_first_and_then_finishes(host, qt):
+    process, events = start(qt, sys.executable, ["-c", "import time; time.sleep(60)"])
+    host.wait(lambda: process.state() == qt.QProcess.Running)
+    process.kill()
+    host.wait(lambda: len(events) == 2)
+    assert events == [("error", 1), ("finished", 9, 1)]
+
+
+def test_a_forgotten_process_is_killed(host, qt):
+    def forget():
+        process, _events = start(qt, sys.executable, ["-c", "import time; time.sleep(60)"])
+        assert process.waitForStarted(5000)
+        return process.processId()
+
+    pid = forget()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# CTK
+
+
+def test_an_empty_or_rejected_path_is_not_emitted(ctk):
+    edit, paths, valid = ctk.ctkPathLineEdit(), [], []
+    edit.connect("currentPathChanged(QString)", paths.append)
+    edit.connect("validInputChanged(bool)", valid.append)
+    edit.currentPath = "/data/Müller 患者.svs"
+    edit.currentPath = ""
+    edit.nameFilters = ["Slides (*.svs *.tif)"]
+    edit.currentPath = "/data/a.png"
+    edit.currentPath = "/not/there.tif"  # existence is not checked
+    assert paths == ["/data/Müller 患者.svs", "/not/there.tif"]
+    assert valid == [True, False, True]
+
+
+def test_slider_clamps_and_has_no_value_changing(ctk, qt):
+    slider, got = ctk.ctkSliderWidget(), []
+    slider.minimum, slider.maximum, slider.singleStep, slider.decimals = 0, 1, 0.01, 2
+    assert slider.connect("valueChanged(double)", got.append)
+    assert not slider.connect("valueChanging(double)", got.append)
+    slider.value = 3
+    assert slider.value == 1 and got == [1.0]
+    slider.findChild(qt.QSlider, "Slider").value = 25
+    assert slider.value == pytest.approx(0.25)
+
+
+def test_a_collapsed_section_hides_its_contents(ctk, qt):
+    section = ctk.ctkCollapsibleButton()
+    section.text = "Inputs"
+    layout = qt.QVBoxLayout(section)
+    shown, hidden = qt.QLabel("a"), qt.QLabel("b")
+    layout.addWidget(shown)
+    layout.addWidget(hidden)
+    hidden.setVisible(False)
+    section.show()
+    section.collapsed = True
+    assert not shown.visible
+    section.collapsed = False
+    assert shown.visible and not hidden.visible
+
+
+# Node selectors
+
+
+def test_deleting_the_chosen_node_chooses_another(host):
+    a, b, combo, got = volume("A"), volume("B"), selector(), []
+    assert combo.connect("currentNodeChanged(vtkMRMLNode*)", got.append)
+    assert combo.connect("currentNodeChanged(bool)", got.append)
+    combo.setCurrentNode(a)
+    slicer.mrmlScene.RemoveNode(a)
+    assert combo.currentNode() is b and combo.currentNodeID == b.GetID()
+    slicer.mrmlScene.RemoveNode(b)
+    assert combo.currentNode() is None
+    assert got == [a, True, b, True, None, False]
+
+
+def test_a_selector_without_none_chooses_on_its_own(host):
+    combo = selector(none=False)
+    assert combo.currentNode() is None
+    a = volume("A")
+    assert combo.currentNode() is a
+    assert combo.nodeCount() == 1
+    with pytest.raises(TypeError):
+        combo.noneEnabled()
+
+
+def test_a_selector_lists_what_fits(host):
+    combo = selector()
+    combo.setCurrentNode(slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTableNode"))
+    assert combo.currentNode() is None
+    hidden = volume("hidden")
+    combo.setCurrentNode(hidden)
+    assert combo.currentNode() is hidden
+    hidden.SetHideFromEditors(True)
+    volume("B")
+    assert combo.nodeCount() == 1 and combo.currentNode() is None
