@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from HARM3Logic.cohort import read_cohort, write_cohort
+from HARM3Logic.cohort import read_cohort, scan_cohort, write_cohort
 from HARM3Logic.errors import BadCohort
 
 
@@ -84,3 +84,33 @@ def test_a_failed_writing_keeps_the_old_table(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_cohort(tmp_path / "c.csv", [{"case_id": "B"}, {"case_id": "C", "more": 1}])
     assert read_cohort(tmp_path / "c.csv")[0].case_id == "A"
+
+
+def test_a_scan_tells_every_fault_and_keeps_what_is_good(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "case_id,t1_pre,t2_pre,label,fold,slide_mpp\n"
+        "A,a.nrrd,b.nrrd;c.nrrd,2,x,0.5\n"  # three faults in one row
+        "B,a.nrrd,,1,0,\n"
+        "B,a.nrrd,,0,1,\n"
+        "C/D,a.nrrd,,1,0,\n"
+        "E,a.nrrd,,1,0,,more\n",
+    )
+    table = scan_cohort(path)
+    assert [(f.case_id, f.column) for f in table.faults] == [
+        ("A", "t2_pre"), ("A", "label"), ("A", "fold"), ("B", "case_id"), ("C/D", "case_id"), ("E", "")
+    ]  # fmt: skip
+    assert [c.case_id for c in table.cases] == ["A", "B", "line 5"]
+    assert table.cases[0].inputs == {"t1_pre": (tmp_path / "a.nrrd",)}
+    assert (table.cases[0].label, table.cases[0].slide_mpp) == (None, 0.5)
+    assert len(table.rows) == len(table.cases)
+
+
+def test_a_column_twice_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(BadCohort, match="the column 'label' twice"):
+        read_cohort(write(tmp_path, "case_id,label,label\nA,1,0\n"))
+
+
+def test_the_lines_of_faults_are_those_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(BadCohort, match="line 4: label is 2"):
+        read_cohort(write(tmp_path, "case_id,label\nA,1\n\nB,2\n"))  # a blank line counts

@@ -1,10 +1,13 @@
 """Splits: a patient never on two sides, classes in even shares, the cohort's own folds kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from HARM3Logic.case import Case
-from HARM3Logic.errors import BadCohort
+from HARM3Logic.errors import BadCohort, BadOption
 from Training.folds import Split, folds, whole
 
 
@@ -58,7 +61,7 @@ def test_a_case_without_patient_is_its_own() -> None:
 
 
 def test_the_folds_of_the_cohort_are_kept() -> None:
-    cases = [Case(c.case_id, {}, patient_id=c.patient_id, label=c.label, fold=1 + int(c.patient_id[1:]) % 3) for c in cohort()]
+    cases = [Case(c.case_id, {}, patient_id=c.patient_id, label=c.label, fold=1 + int(c.patient_id[1:]) % 3) for c in cohort(90)]
     found = folds(cases, 5, seed=0)
     assert len(found) == 3
     for number, split in enumerate(found, start=1):
@@ -99,3 +102,88 @@ def test_whole_judges_nobody() -> None:
     check(cases, split)
     assert split.judge == ()
     assert len(split.choose) == pytest.approx(0.15 * len(cases), abs=4)
+
+
+def with_centres(**fields) -> list[Case]:
+    """Three centres; each patient in one."""
+    return [replace(c, centre="ABC"[int(c.patient_id[1:]) % 3], **fields) for c in cohort(90)]
+
+
+def test_a_split_carries_the_number_of_its_fold() -> None:
+    assert [split.number for split in folds(cohort(), 5, seed=0)] == [0, 1, 2, 3, 4]
+    given = [replace(c, fold=(3, 7)[int(c.patient_id[1:]) % 2]) for c in cohort(90)]
+    assert [split.number for split in folds(given, 5, seed=0)] == [3, 7]
+    assert whole(cohort(), seed=0).number is None
+
+
+def test_every_torn_patient_is_named() -> None:
+    cases = cohort(fold=0)
+    for k, case in enumerate(cases):
+        if case.case_id in ("4-0", "9-1"):
+            cases[k] = replace(case, fold=1)
+    with pytest.raises(BadCohort, match="patients 'P4', 'P9' have cases in more than one fold"):
+        folds(cases, 5, seed=0)
+
+
+def test_each_centre_is_judged_by_a_model_that_saw_none_of_it() -> None:
+    cases = with_centres()
+    found = folds(cases, 5, seed=0, by_centre=True)
+    assert [split.number for split in found] == [0, 1, 2]
+    for split, centre in zip(found, "ABC", strict=True):
+        check(cases, split)
+        assert {cases[k].centre for k in split.judge} == {centre}
+        assert centre not in {cases[k].centre for k in (*split.train, *split.choose)}
+
+
+@pytest.mark.parametrize("by_centre", [False, True])
+def test_locked_centres_are_in_no_part(by_centre: bool) -> None:
+    cases = with_centres()
+    for k, case in enumerate(cases):
+        if case.centre == "B":
+            cases[k] = replace(case, label=None)  # what is locked needs no label yet
+    found = folds(cases, 5, seed=0, by_centre=by_centre, external=("B",))
+    for split in (*found, whole(cases, seed=0, external=("B",))):
+        used = {*split.train, *split.choose, *split.judge}
+        assert {cases[k].centre for k in used} == {"A", "C"}
+    judged = sorted(k for split in found for k in split.judge)
+    assert judged == [k for k, case in enumerate(cases) if case.centre != "B"]  # indices of the whole cohort
+
+
+def test_what_is_locked_must_exist() -> None:
+    with pytest.raises(BadCohort, match="'D' is not in the cohort; it has 'A', 'B', 'C'"):
+        folds(with_centres(), 5, seed=0, external=("A", "D"))
+
+
+def test_a_patient_on_both_sides_of_the_lock_is_named() -> None:
+    cases = with_centres()
+    k = next(k for k, case in enumerate(cases) if case.case_id == "7-1")
+    cases[k] = replace(cases[k], centre="C")
+    with pytest.raises(BadCohort, match="patient 'P7' has"):
+        folds(cases, 5, seed=0, external=("C",))
+    with pytest.raises(BadCohort, match="patient 'P7' has cases in more than one centre"):
+        folds(cases, 5, seed=0, by_centre=True)
+
+
+def test_folds_by_centre_need_centres() -> None:
+    with pytest.raises(BadCohort, match="no centre"):
+        folds(cohort(), 5, seed=0, by_centre=True)
+    with pytest.raises(BadCohort, match="only the centre 'A'"):
+        folds(cohort(centre="A"), 5, seed=0, by_centre=True)
+    with pytest.raises(BadCohort, match="a fold of its own"):
+        folds(with_centres(fold=1), 5, seed=0, by_centre=True)
+
+
+def test_training_takes_the_number_of_a_fold_and_not_its_place(tmp_path, monkeypatch) -> None:
+    from Training import train
+    from Training.experiment import Experiment
+
+    given = [replace(c, fold=(3, 7)[int(c.patient_id[1:]) % 2]) for c in cohort(90)]
+    done: list[tuple[str, int | None]] = []
+    monkeypatch.setattr(train, "read_cohort", lambda path: given)
+    monkeypatch.setattr(train.caching, "build", lambda *a, **k: None)
+    monkeypatch.setattr(train, "finish", lambda e, n, tensors, split, out, device: done.append((out.name, split.number)))
+    for fold in (7, None):
+        train.run(Experiment("m", None), "x", tmp_path / "c.csv", tmp_path / "run", fold, False, torch.device("cpu"), None)
+    assert done == [("fold-7", 7), ("fold-3", 3), ("fold-7", 7)]
+    with pytest.raises(BadOption, match="fold 0 does not exist; there are 3, 7"):
+        train.run(Experiment("m", None), "x", tmp_path / "c.csv", tmp_path / "run", 0, False, torch.device("cpu"), None)
