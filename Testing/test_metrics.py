@@ -1,14 +1,17 @@
 """Numbers of merit against other programs' and against what they must be."""
 
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import expit
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from Training import metrics
+from HARM3Logic.errors import HARM3Error
+from Training import calibration, comparison, metrics
 from Training.train import SLOPE_PRIOR, calibrate
 
 
@@ -19,17 +22,192 @@ def drawn(count: int, slope: float = 1.0, intercept: float = 0.0, seed: int = 0)
     return (rng.random(count) < expit(slope * logit + intercept)).astype(int), logit
 
 
+class Golden:
+    """Golden values of one model, each compared within its own tolerance."""
+
+    def __init__(self, parity: Path, count: int, model: str) -> None:
+        self.values = np.load(parity / "statistics.npz")
+        self.tolerances = json.loads((parity / "statistics.json").read_text())["tolerances"]["per_output"]
+        self.start = f"output.n{count}."
+        self.model = model
+        self.label = self.values[f"input.n{count}.y"]
+        self.probability = self.values[f"input.n{count}.p_{model}"]
+
+    def check(self, name: str, found: object, own: bool = True) -> None:
+        key = self.start + (f"{self.model}." if own else "") + name
+        allowed = self.tolerances[key]
+        slack = {"rtol": 0, "atol": 0} if allowed.get("exact") else {k: allowed[k] for k in ("rtol", "atol")}
+        np.testing.assert_allclose(np.asarray(found, dtype=float), self.values[key], **slack)
+
+
+@pytest.fixture(params=[(n, m) for n in (40, 407) for m in "AB"], ids=lambda x: f"{x[0]}-{x[1]}")
+def golden(request: pytest.FixtureRequest, parity: Path) -> Golden:
+    return Golden(parity, *request.param)
+
+
+def ends(estimate: metrics.Estimate) -> tuple[float, float]:
+    return estimate.low, estimate.high
+
+
+def test_discrimination_equals_the_golden_one(golden: Golden) -> None:
+    found = comparison.auc_delong(golden.label, golden.probability)
+    golden.check("auc", found.value)
+    golden.check("auc_ci95_delong", ends(found))
+    golden.check("auc_var_delong_f64", comparison.delong(golden.label, golden.probability)[1][0, 0])
+    golden.check("average_precision", metrics.average_precision(golden.label, golden.probability)[0])
+    drawn = metrics.auc(golden.label, golden.probability)
+    assert drawn.value == pytest.approx(found.value, rel=1e-9)
+    assert ends(drawn) == pytest.approx(ends(found), abs=0.15 * (found.high - found.low))  # another method: near, not equal
+
+
+def test_decisions_equal_the_golden_ones(golden: Golden) -> None:
+    once = np.ones((1, len(golden.label)))
+    found = metrics.decisions(golden.label, golden.probability >= 0.5, once)
+    for name, estimate in found.items():
+        golden.check(name, estimate.value)
+    for name in ("accuracy", "sensitivity", "specificity", "ppv", "npv"):
+        golden.check(f"{name}_ci95_wilson", ends(found[name]))
+
+
+def test_calibration_equals_the_golden_one(golden: Golden) -> None:
+    label, probability = golden.label, golden.probability
+    intercept, slope = calibration.recalibration(label, probability)
+    golden.check("cal_intercept_slope", [intercept.value, slope.value])
+    golden.check("cal_intercept_slope_se", [(e.high - e.low) / (2 * metrics.Z) for e in (intercept, slope)])
+    golden.check("cal_in_the_large", calibration.in_the_large(label, probability).value)
+    for kind in ("mass", "width"):
+        bins = calibration.reliability(label, probability, kind=kind)
+        golden.check(f"ece10_equal_{kind}", bins.error)
+        for name in ("observed", "predicted", "count"):
+            golden.check(f"reliability_equal_{kind}.{name}", getattr(bins, name))
+    found = calibration.summary(label, probability, np.ones((1, len(label))))
+    golden.check("brier", found["brier"].value)
+    golden.check("ece10_equal_mass", found["ece"].value)
+    assert found["ece"].low == pytest.approx(found["ece"].value)  # the drawn bins are the same bins
+
+
+def test_decision_curve_equals_the_golden_one(golden: Golden) -> None:
+    np.testing.assert_allclose(metrics.THRESHOLDS, golden.values["output.thresholds"])
+    golden.check(f"net_benefit.{golden.model}", metrics.net_benefit(golden.label, golden.probability), own=False)
+    golden.check("net_benefit.all", metrics.net_benefit(golden.label, np.ones(len(golden.label))), own=False)
+
+
 @pytest.mark.parametrize("count", [40, 407])
-@pytest.mark.parametrize("model", ["A", "B"])
-def test_auc_equals_the_golden_one(parity: Path, count: int, model: str) -> None:
+def test_paired_delong_equals_the_golden_one(parity: Path, count: int) -> None:
+    a, b = Golden(parity, count, "A"), Golden(parity, count, "B")
+    found = comparison.paired(a.label, a.probability, b.probability)
+    a.check("delong_paired.z_B_minus_A", found.z, own=False)
+    a.check("delong_paired.p", found.p, own=False)
+    a.check("delong_paired.var_diff", found.variance, own=False)
+
+
+def test_adjusted_p_values_equal_the_golden_ones(parity: Path) -> None:
     golden = np.load(parity / "statistics.npz")
-    label, probability = golden[f"input.n{count}.y"], golden[f"input.n{count}.p_{model}"]
-    found = metrics.auc(label, probability)
-    assert found.value == pytest.approx(float(golden[f"output.n{count}.{model}.auc"]), rel=1e-9)
-    low, high = golden[f"output.n{count}.{model}.auc_ci95_delong"]
-    width = high - low  # another method: near DeLong's, not equal
-    assert found.low == pytest.approx(low, abs=0.15 * width)
-    assert found.high == pytest.approx(high, abs=0.15 * width)
+    np.testing.assert_allclose(comparison.holm(golden["input.pvalues"]), golden["output.holm"], rtol=1e-9)
+    np.testing.assert_allclose(comparison.benjamini_hochberg(golden["input.pvalues"]), golden["output.fdr_bh"], rtol=1e-9)
+
+
+def test_interval_over_folds_equals_the_golden_one(parity: Path) -> None:
+    golden = np.load(parity / "statistics.npz")
+    a, b = golden["input.cv_auc_A"], golden["input.cv_auc_B"]
+    np.testing.assert_allclose(ends(comparison.over_folds(a, 326, 81)[0]), golden["output.nadeau_bengio.ci95_A"], rtol=1e-9)
+    step, t, p = comparison.over_folds(a - b, 326, 81)
+    np.testing.assert_allclose(ends(step), golden["output.nadeau_bengio.ci95_diff"], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose([t, p], golden["output.nadeau_bengio.t_p_diff"], rtol=1e-9)
+
+
+def test_a_run_is_as_good_as_itself() -> None:
+    label, score = drawn(50)
+    found = comparison.paired(label, score, score)
+    assert (found.z, found.p) == (0, 1)
+    assert found.difference.value == 0
+
+
+PAPER = [  # ACC, SEN, SPE of tables 1 and 2 of the HARM3-Fusion paper; True where they can stand together
+    (0.6854, 0.5212, 0.6140, False), (0.6914, 0.5500, 0.6705, False), (0.7365, 0.6337, 0.7183, False), (0.7020, 0.6278, 0.6601, False),
+    (0.6914, 0.6020, 0.6191, False), (0.7479, 0.6414, 0.7350, False), (0.7256, 0.6455, 0.7419, True), (0.8272, 0.6578, 0.8167, False),
+    (0.6829, 0.5945, 0.7367, True), (0.7784, 0.6210, 0.7602, False), (0.7931, 0.6563, 0.7862, False), (0.7502, 0.6027, 0.7586, True),
+    (0.8272, 0.6978, 0.8167, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("accuracy", "sensitivity", "specificity", "possible"), PAPER)
+def test_an_impossible_accuracy_is_refused(accuracy: float, sensitivity: float, specificity: float, possible: bool) -> None:
+    if possible:
+        metrics.refuse_impossible(accuracy, sensitivity, specificity, slack=1e-4)
+        return
+    with pytest.raises(HARM3Error, match=f"accuracy of {accuracy:.4f} is impossible with a sensitivity of {sensitivity:.4f}"):
+        metrics.refuse_impossible(accuracy, sensitivity, specificity, slack=1e-4)
+
+
+def test_patients_are_drawn_whole_and_within_their_label() -> None:
+    label = np.array([1, 0, 1, 0, 0, 0])
+    weights = metrics.resample(label, ["a", "a", "b", "c", "d", "d"], draws=500)
+    assert np.array_equal(weights[:, 0], weights[:, 1])  # a's cases come together
+    assert np.array_equal(weights[:, 4], weights[:, 5])
+    assert np.all(weights[:, 0] + weights[:, 2] == 2)  # two patients with a responder in every draw
+    assert np.all(weights[:, 3] + weights[:, 4] == 2)
+    assert weights[:, 0].var() == pytest.approx(0.5, abs=0.1)  # each by chance
+
+
+def test_bootstrap_knows_that_cases_of_one_patient_are_alike() -> None:
+    label, logit = drawn(80, seed=3)
+    four = [np.repeat(values, 4) for values in (label, logit)]  # four cases of each patient that say the same
+    apart = metrics.auc(*four)
+    together = metrics.auc(*four, patient=np.repeat(np.arange(80), 4).astype(str))
+    assert together.value == apart.value
+    assert (together.high - together.low) == pytest.approx(2 * (apart.high - apart.low), rel=0.15)  # sqrt(4)
+
+
+def test_weights_act_as_repeated_cases() -> None:
+    """Every weighted metric equals the plain one on a table in which the drawn cases stand as often as drawn."""
+    label, logit = drawn(60, seed=2)
+    probability = np.round(expit(logit), 2)
+    times = metrics.resample(label, draws=1, seed=4)
+    again = np.repeat(np.arange(60), times[0].astype(int))
+    plain = metrics.decisions(label[again], probability[again] >= 0.5, np.ones((1, len(again))))
+    drawn_once = metrics.decisions(label, probability >= 0.5, times)
+    for name in ("balanced_accuracy", "mcc", "f1_positive", "f1_macro"):
+        assert drawn_once[name].low == pytest.approx(plain[name].value)
+    own = metrics.average_precision(label[again], probability[again])
+    assert metrics.average_precision(label, probability, times) == pytest.approx(own)
+    assert own[0] == pytest.approx(average_precision_score(label[again], probability[again]))
+    brier = calibration.summary(label, probability, times)
+    assert brier["brier"].low == pytest.approx(np.mean((probability[again] - label[again]) ** 2))
+    share = label[again].mean()
+    assert brier["scaled_brier"].low == pytest.approx(1 - brier["brier"].low / (share * (1 - share)))
+
+
+def test_perfect_calibration_has_small_errors_and_timid_probabilities_are_found() -> None:
+    label, logit = drawn(4000, seed=1)
+    once = np.ones((1, 4000))
+    good, timid = (calibration.summary(label, expit(scale * logit), once) for scale in (1.0, 0.4))
+    assert good["ici"].value < 0.015 < 0.08 < timid["ici"].value
+    assert good["ece"].value < 0.03 < 0.08 < timid["ece"].value
+    assert timid["calibration_slope"].low < 2.5 < timid["calibration_slope"].high
+
+
+def test_smooth_curve_follows_the_truth() -> None:
+    label, logit = drawn(20_000, slope=0.5, seed=1)
+    at = np.array([0.1, 0.5, 0.9])
+    found = calibration.smooth_curve(label[:3000], expit(logit[:3000]), at)[0]
+    assert found == pytest.approx(expit(0.5 * np.log(at / (1 - at))), abs=0.05)
+
+
+def test_a_slope_may_be_negative_or_not_exist() -> None:
+    label, logit = drawn(200, slope=-1.0)
+    assert calibration.recalibration(label, expit(logit))[1].high < 0
+    apart = np.repeat([0, 1], 10)
+    assert all(math.isnan(e.value) for e in calibration.recalibration(apart, np.where(apart, 0.9, 0.1)))
+    assert str(calibration.recalibration(apart, np.full(20, 0.3))[1]) == "-"
+
+
+def test_shares_of_nothing_are_not_numbers() -> None:
+    label = np.array([0, 0, 1, 1])
+    found = metrics.decisions(label, np.zeros(4, dtype=bool), np.ones((1, 4)))
+    assert math.isnan(found["ppv"].value)
+    assert (found["f1_positive"].value, found["mcc"].value) == (0, 0)
+    assert math.isnan(metrics.auc(np.zeros(4, dtype=int), label.astype(float)).value)
 
 
 @pytest.mark.parametrize("model", ["A", "B"])

@@ -1,0 +1,157 @@
+"""Locked cases are judged once, by one model: a ledger beside their table says by which."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from HARM3Logic.card import read_header
+from HARM3Logic.case import Case, write_text
+from HARM3Logic.cohort import read_cohort
+from HARM3Logic.errors import BadCohort, BadOption
+from Training import calibration, metrics
+from Training.comparison import auc_delong
+from Training.runs import Run, read_experiment
+
+Predict = Callable[[Sequence[Case], Path, Path], tuple[dict[str, dict[str, Any]], list[str]]]
+
+
+def model_of(folder: Path) -> Path:
+    """The one checkpoint of a run that may meet locked cases: trained on all its cases, or made of its folds.
+
+    Raises:
+        BadOption: there is none.
+    """
+    places = [folder / "checkpoint.safetensors", folder / "whole" / "checkpoint.safetensors"]
+    for place in places:
+        if place.is_file():
+            return place
+    raise BadOption(
+        f"run {str(folder)!r} has no single model for external cases ({' or '.join(str(p.relative_to(folder)) for p in places)}).",
+        "Train it with --whole into the same folder.",
+    )
+
+
+def ledger_of(cohort: Path) -> Path:
+    """Where it is written who opened a cohort."""
+    return cohort.with_name(f"{cohort.name}.opened.json")
+
+
+def evaluate(cohort: Path, folder: Path, run: Run | None, out: Path, predict: Predict | None = None) -> dict[str, Any]:
+    """Figures on locked cases; they are predicted the first time, read from the ledger ever after.
+
+    Args:
+        folder: of the run whose model judges.
+        run: its out-of-fold predictions, to make sure that no locked patient was learned from.
+        out: where predictions are written case by case.
+        predict: cases, checkpoint and folder to the rows by case_id and the reasons of failures.
+
+    Raises:
+        BadOption: another model judged the cohort before, or the run has no model for it.
+        BadCohort: the table changed since then, a case lacks its label, or a patient was learned from.
+    """
+    path = model_of(folder)
+    model, table, ledger = _sha256(path), _sha256(cohort), ledger_of(cohort)
+    cases = _locked(read_cohort(cohort), run)
+    if ledger.is_file():
+        book = json.loads(ledger.read_text(encoding="utf-8"))
+        if book["model_sha256"] != model:
+            raise BadOption(
+                f"the locked cases of {str(cohort)!r} were opened on {book['opened'][:10]} for the model {book['model_sha256'][:12]}; "
+                f"this is the model {model[:12]}, and they may judge one model only.",
+                "Report the first result, or collect new cases for the new model.",
+            )
+        if book["cohort_sha256"] != table:
+            raise BadCohort(
+                f"the table {str(cohort)!r} changed after its locked cases were opened on {book['opened'][:10]}.",
+                "Restore it as it was then.",
+            )
+    else:
+        opened = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        book = {
+            "model_sha256": model,
+            "cohort_sha256": table,
+            "opened": opened,
+            "run": folder.resolve().name,
+            "predictions": {},
+            "failures": [],
+        }
+        _write(ledger, book)  # before the first case is predicted: a stopped run has opened them too
+    if any(case.case_id not in book["predictions"] for case in cases):
+        work = predict or partial(_predict, ignore_masks=bool(read_experiment(folder).get("ignore_masks")))
+        rows, failures = work(cases, path, out / "external")
+        kept = {name: {key: row[key] for key in ("probability", "decision")} for name, row in rows.items()}
+        book |= {"predictions": {**kept, **book["predictions"]}, "failures": failures}  # what was predicted once stays
+        _write(ledger, book)
+    return {**_figures(cases, book, path), "ledger": ledger.name, "run": folder.resolve().name, "trained_apart": run is not None}
+
+
+def _locked(cases: Sequence[Case], run: Run | None) -> tuple[Case, ...]:
+    """The cases to be judged: those of the run's external centres where it names some, else all."""
+    centres = set((run.experiment.get("external") if run else None) or ())
+    kept = tuple(case for case in cases if not centres or case.centre in centres)
+    without = next((case.case_id for case in kept if case.label is None), None)
+    if without is not None or not kept:
+        what = f"case {without!r} has no label" if kept else f"there is no case of the external centres {', '.join(sorted(centres))}"
+        raise BadCohort(f"{what}; every locked case needs one.", "Fill in the column, or remove the row.")
+    if run is not None:
+        learned = set(run.patients) | set(run.case_id)
+        both = next((c.case_id for c in kept if c.case_id in learned or (c.patient_id and c.patient_id in learned)), None)
+        if both is not None:
+            raise BadCohort(f"the locked case {both!r}, or its patient, is among those that run {run.name!r} learned from.", "Remove it.")
+    return kept
+
+
+def _predict(cases: Sequence[Case], path: Path, out: Path, *, ignore_masks: bool) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    from HARM3Logic.predict_cohort import predict_cohort  # torch and all it needs: only where something is predicted
+
+    failures = predict_cohort(cases, out, path, ignore_masks=ignore_masks)
+    table = out / "predictions.csv"
+    if not table.is_file():
+        return {}, failures
+    with open(table, encoding="utf-8", newline="") as file:
+        return {row["case_id"]: {**row, "probability": float(row["probability"])} for row in csv.DictReader(file)}, failures
+
+
+def _figures(cases: Sequence[Case], book: dict[str, Any], path: Path) -> dict[str, Any]:
+    done = [case for case in cases if case.case_id in book["predictions"]]
+    label = np.array([case.label for case in done], dtype=int)
+    probability = np.array([book["predictions"][case.case_id]["probability"] for case in done], dtype=float)
+    threshold = float(read_header(path).get("threshold", 0.5))
+    found: dict[str, Any] = {
+        "model_sha256": book["model_sha256"], "cohort_sha256": book["cohort_sha256"], "opened": book["opened"], "threshold": threshold,
+        "cases": len(done), "responders": int(label.sum()), "failures": book["failures"],
+    }  # fmt: skip
+    if 0 < label.sum() < len(label):
+        patient = [case.patient_id or f"case {case.case_id}" for case in done]
+        weights = metrics.resample(label, patient)
+        found |= {
+            "auc": auc_delong(label, probability),
+            "auc_bootstrap": metrics.auc(label, probability, patient=patient),
+            "at_half": metrics.decisions(label, probability >= 0.5, weights),
+            "at_threshold": metrics.decisions(label, probability >= threshold, weights),
+            "calibration": calibration.summary(label, probability, weights),
+        }
+    return found
+
+
+def _write(ledger: Path, book: dict[str, Any]) -> None:
+    try:
+        write_text(ledger, json.dumps(book, indent=2) + "\n")
+    except OSError as error:
+        raise BadOption(f"the ledger {str(ledger)!r} cannot be written ({error.strerror}).", "Make its folder writable.") from error
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BadCohort(f"{str(path)!r} cannot be read ({error.strerror}).", "Check the path.") from error
