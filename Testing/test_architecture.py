@@ -40,6 +40,7 @@ LAYERS = (
     ("models.output", "models.layers"),
     ("models.resnet3d", "models.ldvae", "models.tumour"),
     ("models.harm3_fusion",),  # every further model stands in this line: none imports another
+    ("models.ensemble",),
     ("models",),
     ("checkpoint", "explain"),
     ("predict",),

@@ -23,6 +23,7 @@ from HARM3Logic.models.resnet3d import TrunkConfig
 from Training import loop
 from Training.augment import augment
 from Training.cache import Cache
+from Training.devices import open_fabric
 from Training.experiment import Augmentation, Experiment
 from Training.folds import Split
 from Training.loop import Diverged, train
@@ -30,6 +31,7 @@ from Training.loop import Diverged, train
 SHAPE, FEATURES = (8, 16, 16), 6
 SPLIT = Split(train=(0, 1, 2, 3, 4, 5), choose=(6, 7), judge=())
 CPU = torch.device("cpu")
+FABRIC = open_fabric("cpu")
 
 
 def small(**changes: Any) -> Experiment:
@@ -76,7 +78,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 @pytest.fixture(scope="module")
 def unbroken(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("unbroken")
-    torch.save(train(small(), cache, SPLIT, out, CPU).state_dict(), out / "final.pt")
+    torch.save(train(small(), cache, SPLIT, out, FABRIC).state_dict(), out / "final.pt")
     return out
 
 
@@ -123,10 +125,10 @@ def test_training_is_logged_and_moves_the_weights(cache: Cache, unbroken: Path) 
 @pytest.mark.parametrize("at", [12, 15], ids=["while training", "while choosing"])
 def test_a_run_broken_within_an_epoch_goes_on_exactly(cache: Cache, unbroken: Path, tmp_path: Path, at: int) -> None:
     with pytest.raises(Stopped):
-        train(small(), Breaking(cache, at), SPLIT, tmp_path, CPU)  # 8 readings an epoch: within the second
+        train(small(), Breaking(cache, at), SPLIT, tmp_path, FABRIC)  # 8 readings an epoch: within the second
     assert len(rows(tmp_path)) == 1
     torch.manual_seed(999)  # whatever else drew numbers meanwhile
-    assert same(tmp_path, train(small(), cache, SPLIT, tmp_path, CPU), unbroken)
+    assert same(tmp_path, train(small(), cache, SPLIT, tmp_path, FABRIC), unbroken)
 
 
 @pytest.mark.parametrize("name", ["_save", "_log"])
@@ -143,13 +145,13 @@ def test_a_run_broken_between_its_files_goes_on_exactly(
 
     monkeypatch.setattr(loop, name, breaking)
     with pytest.raises(Stopped):
-        train(small(), cache, SPLIT, tmp_path, CPU)
-    assert same(tmp_path, train(small(), cache, SPLIT, tmp_path, CPU), unbroken)
+        train(small(), cache, SPLIT, tmp_path, FABRIC)
+    assert same(tmp_path, train(small(), cache, SPLIT, tmp_path, FABRIC), unbroken)
 
 
 def test_a_finished_run_is_not_trained_again(cache: Cache, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_epoch", None)
-    assert same(unbroken, train(small(), cache, SPLIT, unbroken, CPU), unbroken)
+    assert same(unbroken, train(small(), cache, SPLIT, unbroken, FABRIC), unbroken)
 
 
 def test_the_running_average_is_what_comes_out(cache: Cache, unbroken: Path) -> None:
@@ -163,14 +165,14 @@ def test_the_running_average_is_what_comes_out(cache: Cache, unbroken: Path) -> 
 def test_a_case_that_breaks_the_loss_is_named(cache: Cache, tmp_path: Path, value: float) -> None:
     paths = [*cache.paths[:4], write_case(tmp_path, 4, fill=value), *cache.paths[5:]]
     with pytest.raises(Diverged, match=r"cases HN-4\.") as caught:
-        train(small(batch_size=1, augmentation=Augmentation(drop_volume=0)), Cache(paths, cache.cases), SPLIT, tmp_path / "run", CPU)
+        train(small(batch_size=1, augmentation=Augmentation(drop_volume=0)), Cache(paths, cache.cases), SPLIT, tmp_path / "run", FABRIC)
     assert "epoch 0" in caught.value.message
 
 
 def test_an_error_of_the_reader_reaches_the_trainer(cache: Cache, tmp_path: Path) -> None:
     lost = Cache([*cache.paths[:3], tmp_path / "none.safetensors", *cache.paths[4:]], cache.cases)
     with pytest.raises(FileNotFoundError):
-        train(small(), lost, SPLIT, tmp_path / "run", CPU)
+        train(small(), lost, SPLIT, tmp_path / "run", FABRIC)
 
 
 class Line(nn.Module):
@@ -193,13 +195,13 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Experiment:
 
 
 def test_the_kl_term_alone_is_warmed_up(cache: Cache, tmp_path: Path, line: Experiment) -> None:
-    train(line, cache, SPLIT, tmp_path, CPU)
+    train(line, cache, SPLIT, tmp_path, FABRIC)
     assert [row["kl"] for row in rows(tmp_path)] == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0])
     assert [row["l1"] for row in rows(tmp_path)] == pytest.approx([3.0] * 8)
 
 
 def test_without_warm_up_the_kl_term_counts_at_once(cache: Cache, tmp_path: Path, line: Experiment) -> None:
-    train(dataclasses.replace(line, kl_warm_up=0.0, epochs=1), cache, SPLIT, tmp_path, CPU)
+    train(dataclasses.replace(line, kl_warm_up=0.0, epochs=1), cache, SPLIT, tmp_path, FABRIC)
     assert rows(tmp_path)[0]["kl"] == 2.0
 
 
@@ -211,11 +213,11 @@ def test_patience_stops_and_the_best_epoch_is_kept(cache: Cache, tmp_path: Path,
         return np.array([next(goodness)]), np.array([1])
 
     monkeypatch.setattr(loop, "logits", judge)
-    model = train(dataclasses.replace(line, patience=2), cache, SPLIT, tmp_path, CPU)
+    model = train(dataclasses.replace(line, patience=2), cache, SPLIT, tmp_path, FABRIC)
     assert len(rows(tmp_path)) == 4  # the best was the second; two more brought nothing
     assert len(set(weights)) == 4
     assert model.weight.item() == weights[1]
-    assert train(dataclasses.replace(line, patience=2), cache, SPLIT, tmp_path, CPU).weight.item() == weights[1]  # stays stopped
+    assert train(dataclasses.replace(line, patience=2), cache, SPLIT, tmp_path, FABRIC).weight.item() == weights[1]  # stays stopped
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +239,7 @@ def staged(**changes: Any) -> Experiment:
 
 
 def weights(experiment: Experiment, cache: Cache, out: Path) -> dict[str, torch.Tensor]:
-    return dict(train(experiment, cache, SPLIT, out, CPU).state_dict())
+    return dict(train(experiment, cache, SPLIT, out, FABRIC).state_dict())
 
 
 def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], part: str) -> bool:
@@ -250,7 +252,7 @@ def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
     frozen = weights(staged(epochs=4, mask_epochs=2, frozen_epochs=2), masked, tmp_path / "frozen")
     whole = weights(staged(epochs=4, mask_epochs=2), masked, tmp_path / "whole")
     assert moved(start, masks, "gate")
-    assert not moved(start, masks, "head")
+    assert not moved(start, masks, "head.decide")  # batch statistics of the rest follow
     assert not moved(masks, frozen, "trunks")  # batch statistics included
     for part in ("to_width.t1", "to_width.t2", "radiomics"):
         assert not moved(masks, frozen, part)
@@ -261,7 +263,18 @@ def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
 
 def test_mask_epochs_need_masks(cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(BadCohort, match="masks"):
-        train(staged(mask_epochs=1), cache, SPLIT, tmp_path, CPU)
+        train(staged(mask_epochs=1), cache, SPLIT, tmp_path, FABRIC)
+
+
+def test_tiles_are_withheld_but_never_all_of_a_slide(cache: Cache) -> None:
+    batch = collate([cache[k] for k in range(6)])
+    how = Augmentation(drop_tiles=0.9, drop_slide=0.5)
+    kept = torch.stack([augment(batch, how, torch.Generator().manual_seed(seed)).tile_mask for seed in range(40)])
+    there, whole = kept[:, batch.tile_mask].float().mean(), batch.tile_mask.sum(dim=1)
+    assert not kept[:, ~batch.tile_mask].any()
+    assert 0.04 < there < 0.4  # half of the slides, and of those the tenth part of the tiles or one
+    assert 0.3 < kept.any(dim=2).float().mean() < 0.7  # what drop_slide alone withholds
+    assert (kept.sum(dim=2) < whole).any()
 
 
 def test_the_rate_rises_and_falls() -> None:

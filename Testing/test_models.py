@@ -9,6 +9,7 @@ from HARM3Logic.batch import Batch
 from HARM3Logic.checkpoint import build
 from HARM3Logic.errors import MissingInput
 from HARM3Logic.models import MODELS
+from HARM3Logic.models.ensemble import EnsembleConfig
 from HARM3Logic.models.harm3_fusion import HARM3Fusion, compact, paper
 from HARM3Logic.models.ldvae import LdvaeConfig
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
@@ -26,7 +27,11 @@ def tiny(**changes):
     return dataclasses.replace(config, **changes)
 
 
-TINY = {"harm3_fusion": tiny}
+def tiny_ensemble():
+    return EnsembleConfig(**{f.name: getattr(tiny(), f.name) for f in dataclasses.fields(tiny())}, members=2)
+
+
+TINY = {"harm3_fusion": tiny, "harm3_fusion_ensemble": tiny_ensemble}
 
 
 def some_batch(cases=3, tiles=6, seed=0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, Literal
 
 from HARM3Logic.errors import BadOption
 from HARM3Logic.prepare import Preprocessing
@@ -20,6 +20,7 @@ class Augmentation:
         shift: largest shift in voxels, D H W.
         scale, offset: spread of a factor on, and an addition to, each volume's intensities.
         drop_volume, drop_slide: probability that an input is withheld, so that the model learns to do without.
+        drop_tiles: probability that a tile is withheld (never all): few labels teach attention over whole bags little but their noise.
     """
 
     flip: float = 0.5
@@ -28,6 +29,7 @@ class Augmentation:
     offset: float = 0.1
     drop_volume: float = 0.1
     drop_slide: float = 0.1
+    drop_tiles: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Experiment:
         mask_learning_rate: rate in those epochs.
         frozen_epochs: epochs after those in which the trunk stays as it is; fusion learns from few labels only on features that
             do not move (measured: RESULTS.md). The remaining epochs train everything.
+        optimiser: adam adds the weight decay to the gradient (L2, the paper's), adamw takes it off the weights.
+        micro_batch: cases that go through the model at once, their gradients added up to a batch; 0 takes the whole batch.
+        positive_weight: factor on a responder's loss; 0 takes the training cases' non-responders per responder.
+        balanced_sampler: draw cases with replacement so that both labels come equally often.
         patience: epochs without a better inner-validation loss before stopping; 0 never stops.
     """
 
@@ -66,6 +72,10 @@ class Experiment:
     mask_learning_rate: float = 1e-3
     frozen_epochs: int = 0
     patience: int = 0
+    optimiser: Literal["adam", "adamw"] = "adamw"
+    micro_batch: int = 0
+    positive_weight: float = 1.0
+    balanced_sampler: bool = False
     folds: int = 5
     seed: int = 0
 

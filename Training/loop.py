@@ -5,27 +5,30 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from queue import Queue
-from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from HARM3Logic.batch import Batch, collate
-from HARM3Logic.device import best_precision
-from HARM3Logic.errors import BadCohort, HARM3Error
+from HARM3Logic.batch import Batch
+from HARM3Logic.errors import HARM3Error
 from HARM3Logic.models import MODELS
+from Training import feed
 from Training.augment import augment
 from Training.cache import Cache
 from Training.experiment import Experiment
 from Training.folds import Split
+from Training.step import Losses, Trainee, bce, gradients
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+RANK_SEED = 1_000_000_007  # far from the seeds of all epochs: each process draws its own dropout and latent noise
 
 
 class Diverged(HARM3Error):
@@ -34,143 +37,159 @@ class Diverged(HARM3Error):
     code = "diverged"
 
 
-def train(experiment: Experiment, cache: Cache, split: Split, out: Path, device: torch.device) -> nn.Module:
+def train(
+    experiment: Experiment,
+    cache: Cache,
+    split: Split,
+    out: Path,
+    fabric: Fabric,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> nn.Module:
     """Train on one split and return the model in evaluation mode; a run that was stopped goes on after its last epoch.
 
     Every epoch draws its order, changes and noise from the seed and its own number alone, so a resumed run equals an
-    uninterrupted one.
+    uninterrupted one. In a group of processes the first one judges and writes; batch statistics are each process's own.
+
+    Args:
+        on_epoch: is given each row of `metrics.jsonl`.
 
     Raises:
         Diverged: the loss became infinite or no number; the cases of the batch are named.
+        OutOfMemory: a single case is too large for the device.
     """
     out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(experiment.seed)
-    model = MODELS[experiment.model](experiment.config).to(device)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(experiment.average), use_buffers=True) if experiment.average else None
-    optimiser = torch.optim.AdamW(model.parameters(), lr=experiment.learning_rate, weight_decay=experiment.weight_decay)
-    parts: dict[str, Any] = {"model": model, "optimiser": optimiser} | ({"average": average} if average else {})
-    state = _resume(out / "state.pt", parts)
-    steps = math.ceil(len(split.train) / experiment.batch_size)
+    trainee, chosen_by = _trainee(experiment, cache, split.train, fabric)
+    parts = _parts(trainee)
+    state = {"epoch": 0, "best": math.inf, "best_epoch": 0, "micro": trainee.micro} | _resume(out / "state.pt", parts)
+    trainee.micro = state["micro"]
     epochs = tqdm(
-        range(state["epoch"], experiment.epochs), out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch", disable=None
-    )
+        range(state["epoch"], experiment.epochs), out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch",
+        disable=None if fabric.is_global_zero else True,
+    )  # fmt: skip
     for epoch in epochs:
         if experiment.patience and epoch - max(state["best_epoch"], experiment.mask_epochs) > experiment.patience:
             break
         began = time.monotonic()
-        losses = _epoch(experiment, cache, split.train, model, average, optimiser, epoch, steps)
-        if epoch == experiment.mask_epochs - 1 and average is not None:
-            average.load_state_dict({"n_averaged": torch.tensor(0), **{f"module.{k}": v for k, v in model.state_dict().items()}})
-        judged = average.module if average else model
-        logit, label = logits(judged, cache, split.choose, experiment.batch_size, device)
-        chosen = float(F.binary_cross_entropy_with_logits(torch.from_numpy(logit), torch.from_numpy(label).double()))
+        losses = _epoch(trainee, cache, split.train, epoch)
+        if epoch == experiment.mask_epochs - 1 and trainee.average is not None:
+            learned = {f"module.{name}": value for name, value in trainee.model.state_dict().items()}
+            trainee.average.load_state_dict({"n_averaged": torch.tensor(0), **learned})
+        chosen = _choose(trainee, cache, split.choose, chosen_by)
         if chosen < state["best"] and epoch >= experiment.mask_epochs:
             state.update(best=chosen, best_epoch=epoch)
-            if experiment.patience:
-                _save(out / "best.pt", judged.state_dict())
-        state["epoch"] = epoch + 1
-        # the log first: a line without its state is written again, a state without its line would never be
-        _log(out / "metrics.jsonl", {"epoch": epoch, "seconds": time.monotonic() - began, "inner_loss": chosen, **losses}, epoch)
-        _save(out / "state.pt", {"state": state, **{name: part.state_dict() for name, part in parts.items()}})
-        epochs.set_postfix(
-            inner=f"{chosen:.3f}", **{name: f"{value:.3f}" for name, value in losses.items() if name in ("bce", "tumour_mask")}
-        )
-    final = average.module if average else model
+            if experiment.patience and fabric.is_global_zero:
+                _save(out / "best.pt", trainee.judged.state_dict())
+        state.update(epoch=epoch + 1, micro=trainee.micro)
+        if fabric.is_global_zero:
+            row = {"epoch": epoch, "seconds": time.monotonic() - began, "inner_loss": chosen, **losses}
+            # the log first: a line without its state is written again, a state without its line would never be
+            _log(out / "metrics.jsonl", row, epoch)
+            _save(out / "state.pt", {"state": state, **{name: part.state_dict() for name, part in parts.items()}})
+            on_epoch(row)
+        shown = {name: f"{value:.3f}" for name, value in losses.items() if name in ("bce", "tumour_mask")}
+        epochs.set_postfix(inner=f"{chosen:.3f}", **shown)
+    fabric.barrier()
     if experiment.patience:
-        final.load_state_dict(torch.load(out / "best.pt", map_location=device, weights_only=True))
-    return final.eval()
+        trainee.judged.load_state_dict(torch.load(out / "best.pt", map_location=fabric.device, weights_only=True))
+    return trainee.judged.eval()
 
 
-def _epoch(
-    experiment: Experiment,
-    cache: Cache,
-    rows: Sequence[int],
-    model: nn.Module,
-    average: AveragedModel | None,
-    optimiser: torch.optim.Optimizer,
-    epoch: int,
-    steps: int,
-) -> dict[str, float]:
+def _trainee(experiment: Experiment, cache: Cache, rows: Sequence[int], fabric: Fabric) -> tuple[Trainee, float]:
+    """The fresh model with all that trains it, and the weight of a responder in the inner-validation loss."""
+    torch.manual_seed(experiment.seed)
+    model = MODELS[experiment.model](experiment.config).to(fabric.device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(experiment.average), use_buffers=True) if experiment.average else None
+    kind = torch.optim.Adam if experiment.optimiser == "adam" else torch.optim.AdamW
+    optimiser = kind(model.parameters(), lr=experiment.learning_rate, weight_decay=experiment.weight_decay)
+    trained, chosen_by = _positive_weights(experiment, cache, rows)
+    losses = fabric.setup_module(Losses(model, trained))
+    return Trainee(experiment, fabric, model, losses, average, optimiser, experiment.micro_batch or experiment.batch_size), chosen_by
+
+
+def _parts(trainee: Trainee) -> dict[str, Any]:
+    """What is kept after each epoch."""
+    return {"model": trainee.model, "optimiser": trainee.optimiser} | ({"average": trainee.average} if trainee.average else {})
+
+
+def _epoch(trainee: Trainee, cache: Cache, rows: Sequence[int], epoch: int) -> dict[str, float]:
     """One pass over the training cases; the mean of each loss."""
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(experiment.seed * 100_003 + epoch)
-    torch.manual_seed(experiment.seed * 100_003 + epoch)  # dropout and latent noise
-    order = [rows[k] for k in torch.randperm(len(rows), generator=generator).tolist()]
-    model.train()
+    experiment, fabric = trainee.experiment, trainee.fabric
+    seed = experiment.seed * 100_003 + epoch
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed + RANK_SEED * fabric.global_rank)  # dropout and latent noise
+    labels = [case.label for case in cache.cases]
+    order = feed.order(rows, labels, experiment.balanced_sampler, generator)
+    groups = feed.groups(order, experiment.batch_size, fabric.global_rank, fabric.world_size)
+
+    def change(batch: Batch, group: feed.Group) -> Batch:
+        return augment(batch, experiment.augmentation, generator, group.places, group.size)
+
+    trainee.model.train()
     masks_only = epoch < experiment.mask_epochs
+    trainee.losses.module.masks_only = masks_only
     if experiment.frozen_epochs:
-        model.hold_trunk(not masks_only and epoch < experiment.mask_epochs + experiment.frozen_epochs)  # type: ignore[operator]
+        trainee.model.hold_trunk(not masks_only and epoch < experiment.mask_epochs + experiment.frozen_epochs)  # type: ignore[operator]
     sums: dict[str, float] = {}
-    for step, (batch, names) in enumerate(_batches(cache, order, experiment.batch_size)):
-        share = (epoch + step / steps) / max(1, experiment.mask_epochs)  # of the stage that is being trained
+    for step, (batch, names, share) in enumerate(feed.batches(cache, groups, change)):
+        done = (epoch + step / len(groups)) / max(1, experiment.mask_epochs)  # of the stage that is being trained
         if not masks_only:
-            share = (epoch - experiment.mask_epochs + step / steps) / max(1, experiment.epochs - experiment.mask_epochs)
-        for group in optimiser.param_groups:
+            done = (epoch - experiment.mask_epochs + step / len(groups)) / max(1, experiment.epochs - experiment.mask_epochs)
+        for group in trainee.optimiser.param_groups:
             peak = experiment.mask_learning_rate if masks_only else experiment.learning_rate
-            group["lr"] = peak * _rate(share, experiment.warm_up)
-        batch = augment(batch, experiment.augmentation, generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=best_precision(device) == "bfloat16"):
-            output = model(batch)
-        (label,) = batch.need("label")
-        losses = {"bce": F.binary_cross_entropy_with_logits(output.logit.float(), label.float()), **output.losses}
-        if "kl" in losses and experiment.kl_warm_up:
-            losses["kl"] = losses["kl"] * min(1.0, share / experiment.kl_warm_up)
-        if masks_only:
-            losses = _mask_losses(output.losses, names)
-        total = torch.stack([value.float() for value in losses.values()]).sum()
-        if not torch.isfinite(total):
+            group["lr"] = peak * _rate(done, experiment.warm_up)
+        kl = min(1.0, done / experiment.kl_warm_up) if experiment.kl_warm_up else 1.0
+        losses = gradients(trainee, batch, names, share, kl)
+        if not math.isfinite(sum(losses.values())):
             raise Diverged(
-                f"the loss is {total.item()} in epoch {epoch} at the cases {', '.join(names)}.", "Lower the learning rate or look at them."
+                f"the loss is {sum(losses.values())} in epoch {epoch} at the cases {', '.join(names)}.",
+                "Lower the learning rate or look at them.",
             )
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), experiment.clip)
-        optimiser.step()
-        if average is not None:
-            average.update_parameters(model)
+        nn.utils.clip_grad_norm_(trainee.model.parameters(), experiment.clip)
+        trainee.optimiser.step()
+        if trainee.average is not None:
+            trainee.average.update_parameters(trainee.model)
         for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / steps
-    return sums
+            sums[name] = sums.get(name, 0.0) + value / len(groups)
+    return _gathered(fabric, sums)
 
 
-def _mask_losses(losses: Mapping[str, torch.Tensor], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    found = {name: value for name, value in losses.items() if name.startswith("tumour_")}
-    if not found:
-        raise BadCohort(
-            f"the experiment begins with tumour masks, and {', '.join(names)} have none or the model does not use them.",
-            "Give masks or set mask_epochs=0.",
-        )
-    return found
+def _positive_weights(experiment: Experiment, cache: Cache, rows: Sequence[int]) -> tuple[float, float]:
+    """The weight of a responder while training, and while choosing: a balanced sampler weighs too, by what it draws."""
+    responders = sum(cache.cases[k].label == 1 for k in rows)
+    odds = (len(rows) - responders) / max(1, responders)
+    weight = experiment.positive_weight or odds
+    return weight, weight * (odds if experiment.balanced_sampler else 1.0)
+
+
+def _choose(trainee: Trainee, cache: Cache, rows: Sequence[int], weight: float) -> float:
+    """The inner-validation loss, the same in every process."""
+    found, size = 0.0, min(trainee.experiment.batch_size, trainee.micro)
+    if trainee.fabric.is_global_zero:
+        logit, label = logits(trainee.judged, cache, rows, size, trainee.fabric.device)
+        found = float(bce(torch.from_numpy(logit), torch.from_numpy(label).double(), weight))
+    return found if trainee.fabric.world_size == 1 else float(trainee.fabric.broadcast(found))
+
+
+def _gathered(fabric: Fabric, sums: dict[str, float]) -> dict[str, float]:
+    """The sum over all processes; one may lack a loss, where its cases lack masks."""
+    if fabric.world_size == 1:
+        return sums
+    found: list[dict[str, float]] = [{} for _ in range(fabric.world_size)]
+    torch.distributed.all_gather_object(found, sums)
+    return {name: sum(part.get(name, 0.0) for part in found) for name in dict.fromkeys(n for part in found for n in part)}
 
 
 @torch.inference_mode()
 def logits(model: nn.Module, cache: Cache, rows: Sequence[int], batch_size: int, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of the named cases, in evaluation mode."""
     model.eval()
-    found = [(model(batch.to(device)).logit.double().cpu(), batch.need("label")[0]) for batch, _ in _batches(cache, rows, batch_size)]
+    found = [
+        (model(batch.to(device)).logit.double().cpu(), batch.need("label")[0])
+        for batch, _, _ in feed.batches(cache, feed.groups(rows, batch_size))
+    ]
     if not found:
         return np.zeros(0), np.zeros(0, dtype=int)
     return torch.cat([z for z, _ in found]).numpy(), torch.cat([y for _, y in found]).numpy()
-
-
-def _batches(cache: Cache, rows: Sequence[int], size: int) -> Iterator[tuple[Batch, list[str]]]:
-    """Batches and the names of their cases, read one ahead while the model works."""
-    queue: Queue[tuple[Batch, list[str]] | BaseException | None] = Queue(maxsize=2)
-
-    def read() -> None:
-        try:
-            for start in range(0, len(rows), size):
-                cases = [cache[k] for k in rows[start : start + size]]
-                queue.put((collate(cases), [case.case_id for case in cases]))
-            queue.put(None)
-        except BaseException as error:  # handed to the training thread, which raises it
-            queue.put(error)
-
-    Thread(target=read, daemon=True).start()
-    while (item := queue.get()) is not None:
-        if isinstance(item, BaseException):
-            raise item
-        yield item
 
 
 def _rate(done: float, warm_up: float) -> float:
@@ -181,12 +200,12 @@ def _rate(done: float, warm_up: float) -> float:
 
 
 def _resume(path: Path, parts: dict[str, Any]) -> dict[str, Any]:
-    state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0}
-    if path.is_file():
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-        state = saved["state"]
+    if not path.is_file():
+        return {}
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    state: dict[str, Any] = saved["state"]
     return state
 
 

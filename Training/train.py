@@ -1,7 +1,8 @@
 """Train an experiment on a cohort: python -m Training.train NAME[:VARIANT] --cohort COHORT.csv --out DIR [--fold K | --whole].
 
 Writes into DIR: `experiment.json`, `cache/`, and per fold `fold-K/` with `metrics.jsonl`, `predictions.csv` and
-`checkpoint.safetensors`; with --whole, `whole/`. A stopped run goes on where it was.
+`checkpoint.safetensors`; with --whole, `whole/`. A stopped run goes on where it was. On several GPUs or machines the same command
+runs under torchrun (`torchrun --nproc-per-node 4 -m Training.train ...`) or srun; DIR must be one folder that all of them see.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +23,6 @@ from HARM3Logic import __version__, checkpoint
 from HARM3Logic.case import Case, write_text
 from HARM3Logic.checkpoint import Calibration, Card
 from HARM3Logic.cohort import read_cohort, write_cohort
-from HARM3Logic.device import choose
 from HARM3Logic.errors import BadOption, HARM3Error
 from HARM3Logic.familiarity import learn
 from HARM3Logic.predict import decide, writable
@@ -29,9 +30,13 @@ from HARM3Logic.tile_encoder import TileEncoder
 from Training import cache as caching
 from Training import metrics
 from Training.cache import Cache
+from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.folds import Split, folds, whole
 from Training.loop import logits, train
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 SLOPE_PRIOR = 0.25  # spread of log(slope) before any case is seen
 ZONE = 0.10  # probabilities this near the threshold are "I do not know"
@@ -39,41 +44,127 @@ INTENDED_USE = "Research on treatment response. Not for clinical use."
 
 
 def run(
-    experiment: Experiment, name: str, cohort: Path, out: Path, fold: int | None, every: bool, device: torch.device, workers: int | None
+    experiment: Experiment,
+    name: str,
+    cohort: Path,
+    out: Path,
+    fold: int | None,
+    every: bool,
+    device: str | torch.device,
+    workers: int | None,
+    *,
+    external: Sequence[str] = (),
+    by_centre: bool = False,
+    tensorboard: bool = False,
 ) -> None:
-    """Train the asked folds (all of them by default) or one model on every case."""
-    cases = read_cohort(cohort)
-    splits = [("whole", whole(cases, experiment.seed))] if every else [
-        (f"fold-{k}", split) for k, split in enumerate(folds(cases, experiment.folds, experiment.seed)) if fold in (None, k)
-    ]  # fmt: skip
+    """Train the asked folds (all of them by default) or one model on every case.
+
+    Args:
+        external: centres that are locked: none of their files is opened.
+        by_centre: each centre is judged by a model that saw none of it.
+        tensorboard: write the losses for TensorBoard, too.
+    """
+    fabric = open_fabric(str(device))
+    cases, found = _splits(read_cohort(cohort), experiment, every, external, by_centre)
+    splits = [("whole" if split.number is None else f"fold-{split.number}", split) for split in found]
+    splits = [(label, split) for label, split in splits if fold in (None, split.number)]
     if not splits:
-        raise BadOption(f"fold {fold} does not exist; the cohort has fewer.", "Correct --fold.")
-    plain = json.dumps({"name": name, "cohort": cohort.name, **dataclasses.asdict(experiment)}, indent=2)
-    _same_experiment(writable(out) / "experiment.json", plain)
-    tensors = caching.build(
-        cases, experiment.preprocessing, experiment.tile_encoder, out / "cache",
-        ignore_masks=experiment.ignore_masks, device=device.type, workers=workers,
-    )  # fmt: skip
+        raise BadOption(f"fold {fold} does not exist; there are {', '.join(str(s.number) for s in found)}.", "Correct --fold.")
+    if fabric.is_global_zero:
+        settings = {"name": name, "cohort": cohort.name, "external": sorted(external), "by_centre": by_centre}
+        _same_experiment(writable(out) / "experiment.json", settings, experiment)
+    with fabric.rank_zero_first():  # the others find everything prepared
+        tensors = caching.build(
+            cases, experiment.preprocessing, experiment.tile_encoder, out / "cache",
+            ignore_masks=experiment.ignore_masks, device=fabric.device.type, workers=workers,
+        )  # fmt: skip
     for label, split in splits:
-        finish(experiment, name, tensors, split, out / label, device)
+        if tensorboard:
+            finish(experiment, name, tensors, split, out / label, fabric, _board(out / "tensorboard" / label, fabric))
+        else:
+            finish(experiment, name, tensors, split, out / label, fabric)
 
 
-def _same_experiment(path: Path, plain: str) -> None:
-    if path.is_file() and path.read_text() != plain:
-        raise BadOption(f"{str(path.parent)!r} holds a run of other settings.", "Choose another --out or remove it.")
-    write_text(path, plain)
+def _splits(
+    cases: Sequence[Case], experiment: Experiment, every: bool, external: Sequence[str], by_centre: bool
+) -> tuple[tuple[Case, ...], list[Split]]:
+    """The cases that are not locked, and who of them trains, chooses and judges."""
+    if every:
+        found = [whole(cases, experiment.seed, external=external)]
+    else:
+        found = list(folds(cases, experiment.folds, experiment.seed, by_centre=by_centre, external=external))
+    inside = sorted({*found[0].train, *found[0].choose, *found[0].judge})
+    place = {k: n for n, k in enumerate(inside)}
+    moved = [Split(*(tuple(place[k] for k in part) for part in (split.train, split.choose, split.judge)), split.number) for split in found]
+    return tuple(cases[k] for k in inside), moved
 
 
-def finish(experiment: Experiment, name: str, tensors: Cache, split: Split, out: Path, device: torch.device) -> None:
+def _same_experiment(path: Path, settings: dict[str, Any], experiment: Experiment) -> None:
+    """Refuse a folder of other settings; one that was written before a setting existed has its default."""
+    plain = json.loads(json.dumps({**settings, **dataclasses.asdict(experiment)}))
+    if path.is_file():
+        before = _completed({"external": [], "by_centre": False, **json.loads(path.read_text())}, experiment)
+        differ = [key for key in {**before, **plain} if before.get(key) != plain.get(key)]
+        if differ:
+            raise BadOption(
+                f"{str(path.parent)!r} holds a run of other settings ({', '.join(differ)}).", "Choose another --out or remove it."
+            )
+    write_text(path, json.dumps(plain, indent=2))
+
+
+def _completed(before: dict[str, Any], now: Any) -> dict[str, Any]:
+    """What was written of a dataclass, with the defaults of fields it did not have then."""
+    added = {f.name: json.loads(json.dumps(f.default)) for f in dataclasses.fields(now) if f.default is not dataclasses.MISSING}
+    nested = {
+        name: _completed(value, getattr(now, name)) for name, value in before.items() if dataclasses.is_dataclass(getattr(now, name, None))
+    }
+    return {**added, **before, **nested}
+
+
+def _board(folder: Path, fabric: Fabric) -> Callable[[dict[str, Any]], None]:
+    """Writes each row of the losses for TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise BadOption("--tensorboard needs the package tensorboard, which is not installed.", "pip install tensorboard") from error
+    if not fabric.is_global_zero:
+        return _nothing
+    writer = SummaryWriter(str(folder))
+
+    def write(row: dict[str, Any]) -> None:
+        for key, value in row.items():
+            if key != "epoch":
+                writer.add_scalar(key, value, row["epoch"])
+        writer.flush()
+
+    return write
+
+
+def _nothing(row: dict[str, Any]) -> None:
+    pass
+
+
+def finish(
+    experiment: Experiment,
+    name: str,
+    tensors: Cache,
+    split: Split,
+    out: Path,
+    fabric: Fabric,
+    on_epoch: Callable[[dict[str, Any]], None] = _nothing,
+) -> None:
     """Train one split, calibrate it on its choosing cases, judge it and write its checkpoint."""
-    if (out / "checkpoint.safetensors").is_file():
-        print(f"{out.name}: finished before")
+    if fabric.broadcast((out / "checkpoint.safetensors").is_file()):
+        fabric.print(f"{out.name}: finished before")
         return
-    model = checkpoint.half(train(experiment, tensors, split, out, device))
+    model = checkpoint.half(train(experiment, tensors, split, out, fabric, on_epoch))
+    if not fabric.is_global_zero:
+        return
+    device = fabric.device
     logit, label = logits(model, tensors, split.choose, experiment.batch_size, device)
     calibration, threshold = calibrate(label, logit)
     probability = calibration(logit)
-    zone = (max(0.0, threshold - ZONE), min(1.0, threshold + ZONE))
+    zone = zone_around(threshold)
     rows = [_row(tensors.cases[k], "choose", p, threshold, zone) for k, p in zip(split.choose, probability, strict=True)]
     found = {"inner_auc": dataclasses.asdict(metrics.auc(label, logit))}
     if split.judge:
@@ -81,8 +172,15 @@ def finish(experiment: Experiment, name: str, tensors: Cache, split: Split, out:
         rows += [_row(tensors.cases[k], "judge", p, threshold, zone) for k, p in zip(split.judge, calibration(judged), strict=True)]
         found["auc"] = dataclasses.asdict(metrics.auc(truth, judged))
     write_cohort(out / "predictions.csv", rows)
+    card = _card(experiment, model, calibration, threshold, _provenance(name, tensors.cases, split, found, experiment))
+    familiarity = learn(tensors[k] for k in split.train)
+    checkpoint.save(out / "checkpoint.safetensors", model.cpu(), card, familiarity)
+    print(f"{out.name}: " + ", ".join(f"{key} {metrics.Estimate(**value)}" for key, value in found.items()))
+
+
+def _card(experiment: Experiment, model: torch.nn.Module, calibration: Calibration, threshold: float, training: dict[str, object]) -> Card:
     encoder = TileEncoder.load(experiment.tile_encoder)
-    card = Card(
+    return Card(
         model=experiment.model,
         config=dataclasses.asdict(experiment.config),
         preprocessing=experiment.preprocessing,
@@ -91,12 +189,14 @@ def finish(experiment: Experiment, name: str, tensors: Cache, split: Split, out:
         tile_encoder={"name": encoder.entry.name, "weights_sha256": encoder.weights_sha256},
         calibration=calibration,
         threshold=threshold,
-        uncertain_zone=zone,
-        training=_provenance(name, tensors.cases, split, found, experiment),
+        uncertain_zone=zone_around(threshold),
+        training=training,
     )
-    familiarity = learn(tensors[k] for k in split.train)
-    checkpoint.save(out / "checkpoint.safetensors", model.cpu(), card, familiarity)
-    print(f"{out.name}: " + ", ".join(f"{key} {metrics.Estimate(**value)}" for key, value in found.items()))
+
+
+def zone_around(threshold: float) -> tuple[float, float]:
+    """Probabilities for which the model says that it does not know."""
+    return max(0.0, threshold - ZONE), min(1.0, threshold + ZONE)
 
 
 def calibrate(label: np.ndarray, logit: np.ndarray) -> tuple[Calibration, float]:
@@ -145,14 +245,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fold", type=int, help="train this fold only")
     which.add_argument("--whole", action="store_true", help="train one model on all cases, judged on none")
+    parser.add_argument("--external", action="append", default=[], metavar="CENTRE", help="a centre that only Training.evaluate may open")
+    parser.add_argument("--by-centre", action="store_true", help="one fold for each centre")
+    parser.add_argument("--tensorboard", action="store_true", help="write the losses for TensorBoard, too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
     parser.add_argument("--workers", type=int, help="processes that prepare cases (default: one per core)")
-    options = parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
     try:
-        device = choose(options.device)
-        if device.type == "cpu":
-            torch.set_flush_denormal(True)
-        run(find(options.experiment), options.experiment, options.cohort, options.out, options.fold, options.whole, device, options.workers)
+        run(
+            find(asked.experiment), asked.experiment, asked.cohort, asked.out, asked.fold, asked.whole, asked.device, asked.workers,
+            external=asked.external, by_centre=asked.by_centre, tensorboard=asked.tensorboard,
+        )  # fmt: skip
     except HARM3Error as error:
         print(error, file=sys.stderr)
         return 2

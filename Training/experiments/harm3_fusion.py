@@ -13,12 +13,12 @@ from Training.experiment import Augmentation, Experiment
 
 EXPERIMENTS = {
     # the paper's optimiser, rate, decay, epochs and batch; the rest ours
-    "paper": Experiment("harm3_fusion", paper(), patience=30, augmentation=Augmentation(shift=(2, 10, 10))),
+    "paper": Experiment("harm3_fusion", paper(), optimiser="adam", patience=30, augmentation=Augmentation(shift=(2, 10, 10))),
     "compact": Experiment(
         "harm3_fusion",
         compact(),
         Preprocessing(shape=(16, 64, 64), spacing_mm=(5.0, 2.0, 2.0), crop="body", bias_correction=False),
-        augmentation=Augmentation(shift=(1, 2, 2), scale=0.05, offset=0.05),
+        augmentation=Augmentation(shift=(1, 2, 2), scale=0.05, offset=0.05, drop_tiles=0.7),
         epochs=28,
         batch_size=16,
         learning_rate=4e-4,
@@ -28,6 +28,7 @@ EXPERIMENTS = {
         mask_epochs=10,
         mask_learning_rate=2e-3,
         frozen_epochs=18,
+        patience=18,
     ),
 }
 

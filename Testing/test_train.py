@@ -1,0 +1,161 @@
+"""A run from start to finish: killed and started again, calibrated, told apart from a run of other settings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from HARM3Logic.case import Case
+from HARM3Logic.errors import BadCohort, BadOption
+from Training import train
+from Training.experiment import Augmentation, Experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+EPOCHS = 14
+SCRIPT = f"""
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from test_loop import Cache, Case, FABRIC, Split, small, write_case
+from Training.train import finish
+
+cases, out = Path(sys.argv[1]), Path(sys.argv[2])
+cache = Cache([cases / f"c{{k}}.safetensors" for k in range(12)], [Case(f"HN-{{k}}", {{}}, label=k % 2) for k in range(12)])
+finish(small(epochs={EPOCHS}), "x", cache, Split((0, 1, 2, 3, 4, 5), (6, 7, 8), (9, 10, 11), 0), out, FABRIC)
+"""
+
+
+def start(cases: Path, out: Path) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'Testing'}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(cases), str(out)], env=environment, stdout=subprocess.DEVNULL)
+
+
+def epochs(out: Path) -> int:
+    log = out / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.is_file() else 0
+
+
+def test_a_run_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    from test_loop import write_case
+
+    for k in range(12):
+        write_case(tmp_path, k)
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    whole = start(tmp_path, unbroken)
+    for wanted in (1, 5):
+        process = start(tmp_path, broken)
+        while epochs(broken) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(0.01 * wanted)  # wherever it is by then
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+        assert wanted <= epochs(broken) < EPOCHS and not (broken / "checkpoint.safetensors").exists()
+    assert start(tmp_path, broken).wait(300) == 0
+    assert whole.wait(300) == 0
+    assert (broken / "predictions.csv").read_bytes() == (unbroken / "predictions.csv").read_bytes()
+    assert (unbroken / "predictions.csv").read_text().count("judge") == 3
+    plain = [
+        [{**json.loads(line), "seconds": 0} for line in (out / "metrics.jsonl").read_text().splitlines()] for out in (broken, unbroken)
+    ]
+    assert plain[0] == plain[1] and len(plain[0]) == EPOCHS
+
+
+def cohort(**changes: Any) -> list[Case]:
+    return [replace(Case(f"C{k}", {}, patient_id=f"P{k}", centre="ABC"[k % 3], label=k // 3 % 2), **changes) for k in range(90)]
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Runs without preparing and training; what would have been."""
+    found: list[Any] = []
+    monkeypatch.setattr(train, "read_cohort", lambda path: cohort())
+    monkeypatch.setattr(train.caching, "build", lambda cases, *a, **k: cases)
+    monkeypatch.setattr(train, "finish", lambda e, n, cases, split, out, fabric, *a: found.append((cases, split, out, *a)))
+    return found
+
+
+def run(out: Path, experiment: Experiment | None = None, every: bool = False, **options: Any) -> None:
+    train.run(experiment or Experiment("m", None), "x", out / "c.csv", out, None, every, "cpu", None, **options)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_external_centres_are_not_even_prepared(done: list[Any], tmp_path: Path, every: bool) -> None:
+    run(tmp_path, every=every, external=("B",))
+    for cases, split, _ in done:
+        assert {case.centre for case in cases} == {"A", "C"}
+        parts = (*split.train, *split.choose, *split.judge)
+        assert sorted(parts) == list(range(60))
+    assert len(done) == (1 if every else 5)
+    assert json.loads((tmp_path / "experiment.json").read_text())["external"] == ["B"]
+    with pytest.raises(BadOption, match=r"other settings \(external\)"):
+        run(tmp_path)
+    with pytest.raises(BadCohort, match="'Z' is not in the cohort"):
+        run(tmp_path / "other", external=("Z",))
+
+
+def test_a_centre_can_be_a_fold(done: list[Any], tmp_path: Path) -> None:
+    run(tmp_path, by_centre=True)
+    assert [{cases[k].centre for k in split.judge} for cases, split, _ in done] == [{"A"}, {"B"}, {"C"}]
+
+
+def test_a_folder_of_other_settings_is_refused_but_a_new_setting_has_its_default(done: list[Any], tmp_path: Path) -> None:
+    run(tmp_path)
+    path = tmp_path / "experiment.json"
+    written = json.loads(path.read_text())
+    older = {key: value for key, value in written.items() if key not in ("micro_batch", "by_centre")}
+    older["augmentation"] = {key: value for key, value in older["augmentation"].items() if key != "drop_slide"}
+    path.write_text(json.dumps(older))
+    run(tmp_path)  # written before these existed
+    assert json.loads(path.read_text()) == written
+    with pytest.raises(BadOption, match=r"other settings \(epochs\)"):
+        run(tmp_path, Experiment("m", None, epochs=3))
+    with pytest.raises(BadOption, match=r"other settings \(augmentation\)"):
+        run(tmp_path, Experiment("m", None, augmentation=Augmentation(flip=0.0)))
+
+
+def test_tensorboard_is_asked_for_and_never_required(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "without")
+    assert all(len(found) == 3 for found in done)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(BadOption, match="not installed"):
+        run(tmp_path / "missing", tensorboard=True)
+    written: list[tuple[Any, ...]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            self.folder = Path(folder).name
+
+        def add_scalar(self, *scalar: Any) -> None:
+            written.append((self.folder, *scalar))
+
+        def flush(self) -> None:
+            written.append(("flushed",))
+
+    stub = ModuleType("torch.utils.tensorboard")
+    stub.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
+    done.clear()
+    run(tmp_path / "with", every=True, tensorboard=True)
+    done[0][3]({"epoch": 4, "bce": 0.5})
+    assert written == [("whole", "bce", 0.5, 4), ("flushed",)]
+
+
+def test_calibration_and_threshold_come_from_what_it_is_given() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 4000)
+    logit = 4 * (label - 0.5) + rng.normal(0, 2, 4000) + 3  # shifted and, at that spread, too sure by nothing: the slope stays 1
+    calibration, threshold = train.calibrate(label, logit)
+    assert calibration.slope == pytest.approx(1.0, abs=0.1)
+    assert calibration.intercept == pytest.approx(-3.0, abs=0.3)
+    assert threshold == pytest.approx(0.5, abs=0.1)
+    assert train.zone_around(0.05) == (0.0, pytest.approx(0.15))
