@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.special import expit
 from torch import Tensor, nn
 
 from HARM3Logic import __version__
@@ -49,13 +50,13 @@ class Calibration:
     covariance: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
 
     def __call__(self, logit: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        return np.asarray(1 / (1 + np.exp(-(self.slope * logit + self.intercept))))
+        return np.asarray(expit(self.slope * logit + self.intercept))
 
     def draw(self, logits: Float[np.ndarray, " n"], seed: int = 0) -> Float[np.ndarray, " n"]:
         """One probability per logit, each under its own draw of slope and intercept."""
         rng = np.random.default_rng(seed)
         slope, intercept = rng.multivariate_normal((self.slope, self.intercept), np.array(self.covariance), len(logits)).T
-        return np.asarray(1 / (1 + np.exp(-(slope * logits + intercept))))
+        return np.asarray(expit(slope * logits + intercept))
 
 
 @dataclass(frozen=True)

@@ -66,14 +66,15 @@ def saliency(
         found = [a for a in activations if a is not None]
         gradients = iter(torch.autograd.grad(output.logit.sum(), found))
     columns = {name: present.flatten(1)[:, k] for k, name in enumerate(MRI)}
-    maps = {}
+    maps: dict[str, Tensor] = {}
     for layer, activation in zip(layers, activations, strict=True):
         shown = torch.stack([columns[name] for name in layer.inputs], dim=1)
         full = mri.new_zeros(*shown.shape, *mri.shape[-3:], dtype=torch.float32)
         if activation is not None:
             cam = grad_cam(activation.detach(), next(gradients)).float()
             full[shown] = F.interpolate(cam[:, None], size=mri.shape[-3:], mode="trilinear", align_corners=False)[:, 0]
-        maps.update({name: full[:, k].cpu() for k, name in enumerate(layer.inputs)})
+        for k, name in enumerate(layer.inputs):  # members of an ensemble each see an input; the logit's mean has divided by their number
+            maps[name] = maps[name] + full[:, k].cpu() if name in maps else full[:, k].cpu()
     return output, {name: maps[name] for name in MRI if name in maps}
 
 

@@ -61,6 +61,8 @@ HOMES = {
     "pandas": ("Training/",),
     "jinja2": ("HARM3Logic/report.py", "Training/page.py"),
     "contourpy": ("HARM3Logic/report.py",),
+    "lightning_fabric": ("Training/",),
+    "pydicom": ("HARM3Slicer/HARM3SlicerLib/series.py",),
     "tifffile": ("HARM3Logic/phantom_slide.py",),
 }
 

@@ -181,6 +181,14 @@ def test_both_stems_give_the_same_map():
     assert len({trunk.begin(torch.zeros(1, 1, *SHAPE))[0].shape for trunk in stems}) == 1
 
 
+def test_instance_norm_knows_no_neighbour_even_in_training():
+    torch.manual_seed(0)
+    trunk = ResNetTrunk(TrunkConfig(depth=10, widen=1 / 16, norm="instance", output_stride=8)).train()
+    volumes = torch.randn(3, 1, *SHAPE)
+    together, alone = (trunk.end(*trunk.begin(rows)) for rows in (volumes, volumes[:1]))
+    torch.testing.assert_close(together[:1], alone)
+
+
 def test_focus_hides_what_the_gate_does_not_believe():
     torch.manual_seed(0)
     trunk = ResNetTrunk(TrunkConfig(depth=10, widen=1 / 16, focus=True)).eval()

@@ -58,8 +58,9 @@ class ResNetTrunk(nn.Module):
             widen_factor=config.widen,
             feed_forward=False,
             bias_downsample=False,
-            norm="batch" if config.norm == "batch" else ("instance", {"affine": True}),
         )
+        if config.norm == "instance":
+            _norm_each_volume(net)
         self.stem = nn.Sequential(net.conv1, net.bn1, net.act, *([net.maxpool] if config.stem == "conv" else []))
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.channels = int(512 * config.widen) * block.expansion
@@ -81,6 +82,15 @@ class ResNetTrunk(nn.Module):
         if belief is not None:
             first = first * belief.sigmoid()[:, None]
         return self.layer4(self.layer3(self.layer2(self.focus(first))))
+
+
+def _norm_each_volume(net: nn.Module) -> None:
+    """Instance norm in place of every batch norm; MONAI's own option reaches its stem only."""
+    for name, child in net.named_children():
+        if isinstance(child, nn.BatchNorm3d):
+            setattr(net, name, nn.InstanceNorm3d(child.num_features, affine=True))
+        else:
+            _norm_each_volume(child)
 
 
 def _dilate(stage: nn.Module, dilation: int) -> None:

@@ -131,6 +131,8 @@ class Host:
         """Load a scripted module and build its panel, without entering it."""
         path = Path(path).resolve()
         self._loaded.append(path.stem)
+        own = {path.stem, f"{path.stem}Lib"}  # tests may hold parts that they imported before
+        self._modules_before |= {name: module for name, module in sys.modules.items() if name.split(".")[0] in own}
         python = modules.import_scripted(path)
         raw = modules.qSlicerScriptedLoadableModule(path)
         module = wrap(raw)
