@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,3 +65,22 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.getbasetemp() / "tiny.safetensors"
     checkpoint.save(path, model, card)
     return path
+
+
+@pytest.fixture
+def host() -> Iterator[Any]:
+    """The stand-in for Slicer's window."""
+    pytest.importorskip("PySide6")
+    import slicer_host
+
+    made = slicer_host.install()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def qt(host: Any) -> Any:
+    """PythonQt's `qt`, as the stand-in has it."""
+    import qt
+
+    return qt

@@ -182,11 +182,12 @@ def test_packages_that_are_still_missing_are_a_failure() -> None:
 def test_a_whole_sample_case_is_used_again(tmp_path: Path) -> None:
     folder = samples.sampleFolder(tmp_path)
     assert samples.sampleCase(folder) is None and samples.sampleJob(folder) == {"kind": "phantom", "out": str(folder), "seed": 2024}
-    folder.mkdir(parents=True)
-    Case.from_files("phantom", {"t1_pre": folder / "t1_pre.nrrd"}).write(folder / "case.json")
+    made = folder / "PH-2024-0000"
+    made.mkdir(parents=True)
+    Case.from_files("phantom", {"t1_pre": made / "t1_pre.nrrd"}).write(made / "case.json")
     assert samples.sampleCase(folder) is None
-    (folder / "t1_pre.nrrd").touch()
-    assert samples.sampleCase(folder) == folder / "case.json"
+    (made / "t1_pre.nrrd").touch()
+    assert samples.sampleCase(folder) == made / "case.json"
 
 
 def test_the_sample_button_calls_the_module(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,21 +7,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("PySide6")
-import slicer_host
-
-
-@pytest.fixture
-def host():
-    host = slicer_host.install()
-    yield host
-    host.close()
-
-
-@pytest.fixture
-def qt(host):
-    import qt
-
-    return qt
 
 
 # Properties and slots

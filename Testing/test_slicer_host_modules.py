@@ -8,6 +8,7 @@ import slicer
 
 pytest.importorskip("PySide6")
 import slicer_host
+from host_nodes import volume
 
 MODULE = """
 import slicer, qt
@@ -50,23 +51,12 @@ UI = """<ui version="4.0"><class>Tiny</class><widget class="qMRMLWidget" name="T
 SCENE_CHANGED = "mrmlSceneChanged(vtkMRMLScene*)"
 
 
-@pytest.fixture
-def host():
-    host = slicer_host.install()
-    yield host
-    host.close()
-
-
 def write_module(folder, widget="ctkPathLineEdit", prop="settingKey", signal=SCENE_CHANGED):
     (folder / "Tiny" / "Resources" / "UI").mkdir(parents=True)
     (folder / "Tiny" / "Resources" / "UI" / "Tiny.ui").write_text(UI.format(widget=widget, prop=prop, signal=signal))
     path = folder / "Tiny" / "Tiny.py"
     path.write_text(MODULE)
     return path
-
-
-def volume(name):
-    return slicer.util.addVolumeFromArray(np.zeros((2, 3, 4), np.float32), name=name)
 
 
 # Layout

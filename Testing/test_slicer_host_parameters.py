@@ -4,33 +4,13 @@ import enum
 import pathlib
 from typing import Annotated, Optional, Union
 
-import numpy as np
 import pytest
 import slicer
 from vtkmodules.util.misc import calldata_type
 from vtkmodules.vtkCommonCore import VTK_OBJECT, vtkCommand
 
 pytest.importorskip("PySide6")
-import slicer_host
-
-
-@pytest.fixture
-def host():
-    host = slicer_host.install()
-    yield host
-    host.close()
-
-
-def volume(name):
-    return slicer.util.addVolumeFromArray(np.zeros((2, 3, 4), np.float32), name=name)
-
-
-def selector(none=True):
-    combo = slicer.qMRMLNodeComboBox()
-    combo.nodeTypes = ["vtkMRMLScalarVolumeNode"]
-    combo.noneEnabled = none
-    combo.setMRMLScene(slicer.mrmlScene)
-    return combo
+from host_nodes import selector, volume
 
 
 class Mode(enum.Enum):

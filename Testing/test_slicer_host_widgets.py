@@ -3,26 +3,11 @@
 import os
 import sys
 
-import numpy as np
 import pytest
 import slicer
 
 pytest.importorskip("PySide6")
-import slicer_host
-
-
-@pytest.fixture
-def host():
-    host = slicer_host.install()
-    yield host
-    host.close()
-
-
-@pytest.fixture
-def qt(host):
-    import qt
-
-    return qt
+from host_nodes import selector, volume
 
 
 @pytest.fixture
@@ -30,18 +15,6 @@ def ctk(host):
     import ctk
 
     return ctk
-
-
-def volume(name):
-    return slicer.util.addVolumeFromArray(np.zeros((2, 3, 4), np.float32), name=name)
-
-
-def selector(none=True):
-    combo = slicer.qMRMLNodeComboBox()
-    combo.nodeTypes = ["vtkMRMLScalarVolumeNode"]
-    combo.noneEnabled = none
-    combo.setMRMLScene(slicer.mrmlScene)
-    return combo
 
 
 # Processes

@@ -1,4 +1,4 @@
-"""Where the heat lies: python -m Training.localise COHORT.csv [--checkpoint M] [--layers layer1 layer2 ...].
+"""Where the heat lies: python -m Training.localise COHORT.csv [--checkpoint M] [--layers focus layer1 ...].
 
 For every case the maximum of the joint Grad-CAM over all volumes, with tumour masks withheld from the model, is looked up in
 the pre-treatment tumour mask widened by 5 mm; a random voxel of the body says what chance gives.
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m Training.localise", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("cohort", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="default: the demo checkpoint")
-    parser.add_argument("--layers", nargs="+", default=["layer1", "layer2", "layer3", "layer4"], help="submodules of the trunk")
+    parser.add_argument("--layers", nargs="+", default=["focus", "layer1", "layer2", "layer3", "layer4"], help="submodules of the trunk")
     options = parser.parse_args(arguments)
     try:
         torch.set_flush_denormal(True)

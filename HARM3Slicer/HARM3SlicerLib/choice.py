@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,6 @@ from HARM3SlicerLib.parameters import NODES, POINT, jsonObject
 from HARM3SlicerLib.process import Outcome
 
 CLASSES = {cls.code: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, HARM3Error)}
-
-
-def named(stage: str, steps: Generator[str, None, Any]) -> Generator[str, None, Any]:
-    """The same steps under one name, with their return value."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-        yield stage
 
 
 def sortedInputs(inputs: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

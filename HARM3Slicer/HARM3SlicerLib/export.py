@@ -13,7 +13,8 @@ import vtk
 from HARM3Logic.case import MASKS, Case
 from HARM3Logic.errors import BadGeometry, BadOption, BadVolume, MissingInput
 from HARM3SlicerLib import nrrd
-from HARM3SlicerLib.volumes import finish, ijkToRas, imageArray, loadVolume, nodesOf, removeNode, toArray
+from HARM3SlicerLib.steps import finish
+from HARM3SlicerLib.volumes import ijkToRas, imageArray, loadVolume, nodesOf, removeNode, toArray
 
 TIMEPOINT_VOLUMES = {"tumour_pre": ("t1_pre", "t2_pre"), "tumour_post": ("t1_post", "t2_post"), "tumour_ct": ("ct",)}
 

@@ -17,10 +17,11 @@ from HARM3Logic.case import Case
 from HARM3Logic.errors import BadOption, MissingInput
 from HARM3SlicerLib import samples
 from HARM3SlicerLib.batch import cohortCase
-from HARM3SlicerLib.choice import errorOf, model, named, sortedInputs, temporaryFolder
+from HARM3SlicerLib.choice import errorOf, model, sortedInputs, temporaryFolder
 from HARM3SlicerLib.jobs import Job, Runner, Steps
 from HARM3SlicerLib.parameters import NODES, setIfChanged
 from HARM3SlicerLib.process import Outcome, WorkerClient
+from HARM3SlicerLib.steps import named
 from HARM3SlicerLib.wanted import Wanted
 
 
@@ -107,8 +108,7 @@ class Predictions:
         """Make the synthetic case and choose it as input; with `wait` input name to node or path."""
         self._free()
         folder = samples.sampleFolder()
-        places = [folder, *(place for place in folder.glob("*") if place.is_dir())]
-        made = next(filter(None, map(samples.sampleCase, places)), None)
+        made = samples.sampleCase(folder)
         if made is not None:
             return self.loadCase(made, wait)
         self._install()

@@ -13,7 +13,8 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from HARM3Logic.errors import BadOption
 from HARM3SlicerLib import nrrd
-from HARM3SlicerLib.volumes import addVolume, named
+from HARM3SlicerLib.steps import named
+from HARM3SlicerLib.volumes import addVolume
 
 ROLE = "HARM3."  # begins the names of node references and attributes
 

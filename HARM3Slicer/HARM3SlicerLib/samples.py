@@ -25,12 +25,14 @@ def sampleFolder(base: Path | None = None) -> Path:
 
 def sampleCase(folder: Path) -> Path | None:
     """The `case.json` of a sample case that was made before and is whole, so that it need not be made again."""
-    path = Path(folder) / "case.json"
-    try:
-        case = Case.read(path)
-    except BadCase:  # not there, or left half written by a worker that was killed
-        return None
-    return path if all(file.exists() for files in case.inputs.values() for file in files) else None
+    for path in sorted(Path(folder).glob("*/case.json")):  # the worker makes a folder for each of its cases
+        try:
+            case = Case.read(path)
+        except BadCase:  # left half written by a worker that was killed
+            continue
+        if all(file.exists() for files in case.inputs.values() for file in files):
+            return path
+    return None
 
 
 def sampleJob(folder: Path) -> dict:

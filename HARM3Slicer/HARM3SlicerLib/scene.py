@@ -20,7 +20,8 @@ from HARM3Logic.errors import BadOption
 from HARM3SlicerLib import nrrd
 from HARM3SlicerLib.export import exportSteps, loadCase, loadCaseSteps
 from HARM3SlicerLib.results import ROLE, addChart, addResultsTable, addSlide, tilePoint
-from HARM3SlicerLib.volumes import addVolume, finish, named, nodesOf, removeNode
+from HARM3SlicerLib.steps import finish, named
+from HARM3SlicerLib.volumes import addVolume, nodesOf, removeNode
 
 __all__ = [
     "Run",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import slicer
 from HARM3Logic.case import MRI, Case
 from HARM3SlicerLib import nrrd
 from HARM3SlicerLib.protocol import PREFIX, PROTOCOL
+from HARM3SlicerLib.steps import finish
 
 SHAPE, SPACING = (12, 32, 32), (4.0, 2.0, 2.0)  # k, j, i
 PEAK = (6, 12, 20)  # voxel with the largest heat
@@ -106,7 +107,7 @@ def makePrediction(job: dict[str, Any], say: Callable[..., None]) -> None:
     say(event="progress", job=job["job"], value=0.5, remaining_s=2.0)
     names = [name for name in (*MRI, "ct") if name in case.inputs]
     for number, name in enumerate(names):
-        array, matrix = _finish(nrrd.readSteps(case.inputs[name][0]))
+        array, matrix = finish(nrrd.readSteps(case.inputs[name][0]))
         heat = _ball(7.0, array.shape) * (1 - 0.2 * number)
         for _ in nrrd.writeSteps(out / f"heatmap_{name}.nrrd", heat.astype(np.float32), matrix):
             pass
@@ -188,9 +189,3 @@ def _write(path: Path, array: np.ndarray) -> None:
     matrix[:3, 3] = -30, -30, -20
     for _ in nrrd.writeSteps(path, array, matrix):
         pass
-
-
-def _finish(steps: Generator[Any, None, Any]) -> Any:
-    from HARM3SlicerLib.export import finish
-
-    return finish(steps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -104,22 +103,3 @@ def worldMatrix(volume: Any) -> np.ndarray:
 def toArray(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
     """A VTK matrix as an array of its own."""
     return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
-
-
-def finish(steps: Generator[Any, None, Any]) -> Any:
-    """What a generator of steps returns in the end."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
-def named(name: str, steps: Generator[None, None, Any]) -> Generator[str, None, Any]:
-    """The same steps, each giving a name."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-        yield name
