@@ -1,6 +1,6 @@
 # Everything runs in .venv; the first call makes it (about 3 GB, most of it torch).
 PYTHON ?= python3
-CASES ?= 640
+CASES ?= 1240
 BIN := .venv/bin
 STAMP := .venv/.installed
 export HARM3_TEST_DATA ?= $(if $(wildcard ../shared/data),$(abspath ../shared))

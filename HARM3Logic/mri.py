@@ -143,8 +143,8 @@ def _register(
     return registrations, matrices
 
 
-def _pair(fixed: Image, moving: Image) -> tuple[Volume, Volume, Bool[np.ndarray, "D H W"]]:
-    return fixed.volume, moving.volume, fixed.body
+def _pair(fixed: Image, moving: Image) -> tuple[Volume, Volume, Bool[np.ndarray, "D H W"], Bool[np.ndarray, "d h w"]]:
+    return fixed.volume, moving.volume, fixed.body, moving.body
 
 
 def read_masks(case: Case) -> dict[str, Volume]:

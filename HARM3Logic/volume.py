@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 WORK_MM = 3.0  # voxel size at which bodies are found and images registered
+EVEN_MM = 15.0  # larger than tissue edges, smaller than a coil's falloff
 BIAS_MM = 10.0  # voxel size at which bias fields are fitted; they vary over centimetres
 
 
@@ -185,11 +186,16 @@ def correct_bias(volume: Volume, mask: Bool[np.ndarray, "D H W"]) -> Volume:
     return Volume((corrected * level).astype(np.float32), volume.grid)
 
 
-def register(fixed: Volume, moving: Volume, fixed_mask: Bool[np.ndarray, "D H W"] | None = None) -> Registration:
+def register(
+    fixed: Volume,
+    moving: Volume,
+    fixed_mask: Bool[np.ndarray, "D H W"] | None = None,
+    moving_mask: Bool[np.ndarray, "d h w"] | None = None,
+) -> Registration:
     """The rigid motion that lays the moving image on the fixed one, starting from their patient coordinates.
 
     Args:
-        fixed_mask: the patient in `fixed`; None to find it.
+        fixed_mask, moving_mask: the patient in each; None to find it.
 
     Raises:
         BadGeometry: the images lie apart from each other.
@@ -202,16 +208,32 @@ def register(fixed: Volume, moving: Volume, fixed_mask: Bool[np.ndarray, "D H W"
             f"the two images lie {gap:.0f} mm apart in patient coordinates; they must overlap to be registered.",
             "Check that both are of one patient, or place one over the other in Slicer first.",
         )
-    small, other = _coarse(fixed, WORK_MM), _coarse(moving, WORK_MM)
-    if fixed_mask is None:
-        inside = body_mask(small)
-    else:
-        _need_mask(fixed_mask)
-        inside = resample(Volume(fixed_mask.astype(np.float32), fixed.grid), small.grid, outside=0.0) > 0.5
-    _need_mask(inside)  # a speck can vanish in coarse voxels
-    inside = ndimage.binary_dilation(inside, np.ones((1, 3, 3), dtype=bool), iterations=2)  # the skin's edge tells most
-    images = [to_itk(np.clip(v.array, *_limits(v.array, (0.5, 99.5))), v.grid) for v in (small, other)]
-    return rigid(images[0], images[1], _itk_mask(inside, small.grid))
+    coarse = [_coarse(v, WORK_MM) for v in (fixed, moving)]
+    bodies = []
+    for small, own, mask in zip(coarse, (fixed, moving), (fixed_mask, moving_mask), strict=True):
+        if mask is not None:
+            _need_mask(mask)
+            mask = resample(Volume(mask.astype(np.float32), own.grid), small.grid, outside=0.0) > 0.5
+        bodies.append(body_mask(small) if mask is None else mask)
+        _need_mask(bodies[-1])  # a speck can vanish in coarse voxels
+    images = [to_itk(_evened(small, body), small.grid) for small, body in zip(coarse, bodies, strict=True)]
+    around = ndimage.binary_dilation(bodies[0], np.ones((1, 3, 3), dtype=bool), iterations=2)  # the skin's edge tells most
+    return rigid(images[0], images[1], _itk_mask(around, coarse[0].grid))
+
+
+def _evened(volume: Volume, body: Bool[np.ndarray, "D H W"]) -> Float32[np.ndarray, "D H W"]:
+    """Values over their local mean in the body: brightness that drifts over an image would pull the registration along."""
+    limits = _limits(volume.array, (0.5, 99.5))
+    values, inside = np.clip(volume.array, *limits), ndimage.binary_fill_holes(body)
+    low = limits[0] - np.float32(1e-3) * (limits[1] - limits[0])  # so that the logarithm holds for images with negative values
+    logs = np.log(np.maximum(values - low, 0.05 * np.median(values[inside] - low)))
+    sigma = [EVEN_MM / mm for mm in volume.grid.spacing_mm[::-1]]
+    weight = ndimage.gaussian_filter(inside.astype(np.float32), sigma, mode="constant")
+    mean = ndimage.gaussian_filter(np.where(inside, logs, 0.0), sigma, mode="constant") / np.maximum(weight, 0.01)
+    scale = np.where(inside, mean, logs[inside].mean())
+    evened: Float32[np.ndarray, "D H W"] = ((values - low) * np.exp(-scale)).astype(np.float32)
+    clipped: Float32[np.ndarray, "D H W"] = np.clip(evened, *_limits(evened, (0.5, 99.5)))
+    return clipped
 
 
 def normalise(

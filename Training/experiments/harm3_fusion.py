@@ -1,6 +1,6 @@
 """HARM3-Fusion.
 
-harm3 phantom --cases 640 --seed 1 --out runs/phantoms
+harm3 phantom --cases 1240 --seed 1 --out runs/phantoms
 python -m Training.train harm3_fusion:compact --cohort runs/phantoms/cohort.csv --out runs/demo --whole
 """
 
@@ -19,13 +19,13 @@ EXPERIMENTS = {
         compact(),
         Preprocessing(shape=(16, 64, 64), spacing_mm=(5.0, 2.0, 2.0), crop="body", bias_correction=False),
         augmentation=Augmentation(shift=(1, 2, 2), scale=0.05, offset=0.05, drop_tiles=0.7),
-        epochs=28,
+        epochs=38,
         batch_size=16,
         learning_rate=4e-4,
         weight_decay=1e-3,
         warm_up=0.1,
         average=0.97,
-        mask_epochs=10,
+        mask_epochs=20,
         mask_learning_rate=2e-3,
         frozen_epochs=18,
         patience=18,
