@@ -8,6 +8,8 @@
          {"cancel": "1"}
     out  hello, and for each job: stage, progress, warning, case, alive; at its end one result or error
 
+A stage that cannot be interrupted carries `grace_s`: after a cancel, waiting longer for an answer makes no sense.
+
 Main thread: one job after the other. Reader thread: takes lines also while a job runs, so that a cancel is heard. Third
 thread: a sign of life. Everything else that libraries print to stdout goes to stderr. torch is imported by the first job
 that needs it. When stdin closes the worker ends, so that none survives whoever started it.
@@ -41,6 +43,8 @@ PROTOCOL = 1
 BEAT_S = 2.0
 GRACE_S = 3.0  # after stdin has closed, for a job to notice
 FIRST_S = {"loading": 8.0, "reading": 0.4, "registering": 1.0, "encoding": 1.5, "predicting": 0.8, "writing": 0.6}  # a phantom on 2 cores
+ABRUPT = ("loading", "registering", "making")  # stages a library does in one go: a cancel would be heard only at their end
+ABRUPT_S = 1.0  # whoever cancels need not wait longer than this for an answer, and may end the process
 NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "failed to allocate memory")
 
 
@@ -128,6 +132,9 @@ class _Job:
         """The listener of the libraries: passes on, and stops the work of a cancelled job."""
         if self.cancelled.is_set():
             raise Cancelled("the job was cancelled.")
+        if event == "stage":
+            verb = str(values.get("name", "")).rpartition(": ")[2].partition(" ")[0]  # a batch puts the case before it
+            values = {**values, "grace_s": ABRUPT_S} if verb in ABRUPT else values
         if self.way is None or event == "stage":
             self.tell(event, values)
         if self.way is not None:

@@ -56,9 +56,12 @@ MRI = ("t1_pre", "t2_pre", "t1_post", "t2_post")
 WITH_CT = {
     "inputs": ["ct", "clinical"],
     "config": {"needs": ["ct"]},
-    "preprocessing": {
-        "crop": "tumour",
-        "clinical": {"variables": [{"name": "age", "unit": "years"}, {"name": "sex", "levels": ["f", "m"]}]},
+    "tumour_point": True,
+    "clinical": {
+        "variables": [
+            {"name": "age", "kind": "numeric", "unit": "years", "allowed": [], "range": [0, 120], "description": "At the CT."},
+            {"name": "sex", "kind": "binary", "unit": "", "allowed": ["f", "m"], "range": None, "description": ""},
+        ]
     },
 }
 
@@ -301,3 +304,21 @@ def test_load_case_folder_proposes_and_takes_corrections(it: Opened, tmp_path: P
     assert it.parameters.t1Pre.GetName() == "T1c_pretreatment"
     assert it.parameters.t2Post is None
     assert not shown(it.ui.assignmentFrame)
+
+
+def test_long_names_are_told_in_full(it: Opened, tmp_path: Path) -> None:
+    node = it.load_sample(tmp_path)["t1_pre"]
+    own = it.ui.t1PreSelector.toolTip
+    node.SetName("t1_<before>_" + 40 * "x")
+    it.widget.panel.updateGUI()
+    assert f"t1_&lt;before&gt;_{40 * 'x'}" in it.ui.t1PreSelector.toolTip
+    path = str(tmp_path / (60 * "y" + ".svs"))
+    it.ui.slidePathLineEdit.currentPath = path
+    assert path in it.ui.slidePathLineEdit.toolTip
+    it.ui.t1PreSelector.setCurrentNode(None)
+    assert "<b>" in own
+    assert "<b>" not in it.ui.t1PreSelector.toolTip
+    it.ui.checkpointPathLineEdit.currentPath = str(write_checkpoint(tmp_path / f"begin_{60 * 'z'}_end.safetensors", inputs=["t1_pre"]))
+    assert "begin_" in it.ui.modelSection.text
+    assert it.ui.modelSection.text.endswith("_end.safetensors"[-16:])
+    assert len(it.ui.modelSection.text) < 50

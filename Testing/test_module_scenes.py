@@ -108,12 +108,13 @@ def test_the_look_of_the_heatmaps_follows_the_widgets(it: Opened, tmp_path: Path
     it.ui.jointScaleCheckBox.click()
     it.ui.colorComboBox.currentIndex = 3
     it.ui.blinkButton.click()
+    it.host.wait(lambda: not display.visible)
     assert (display.opacity, display.threshold, display.jointScale, display.visible) == (0.25, 0.5, False, False)
     assert "Viridis" in display.color
     assert it.ui.blinkButton.text == "Show (B)"
     models = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLModelNode")
     it.ui.outlineCheckBox.click()
-    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLModelNode") == models + 12
+    it.host.wait(lambda: slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLModelNode") == models + 12)
 
 
 def test_remove_results_leaves_what_was_there(it: Opened, tmp_path: Path) -> None:

@@ -277,6 +277,26 @@ def test_cancel_ignored(play: Play) -> None:
     assert len(play.made) == 2
 
 
+@pytest.mark.parametrize(("grace", "waits"), [(1.0, 1.0), (60, process.CANCEL_S), (None, process.CANCEL_S), ("x", process.CANCEL_S)])
+def test_a_stage_that_cannot_answer_is_not_waited_for(play: Play, grace: object, waits: float) -> None:
+    job = play.begin()
+    play.say(line("stage", job=job, name="registering t1_pre", grace_s=grace))
+    play.client.cancel()
+    play.wait(waits - 0.1)
+    assert play.client.state is State.CANCELLING
+    play.wait(0.2)
+    assert (play.client.state, play.transport.killed) == (State.IDLE, [PID])
+
+
+def test_the_short_wait_ends_with_its_stage_and_its_job(play: Play) -> None:
+    job = play.begin()
+    play.say(line("stage", job=job, name="registering t1_pre", grace_s=1.0))
+    play.say(line("stage", job=job, name="predicting"))
+    play.client.cancel()
+    play.wait(process.CANCEL_S - 0.1)
+    assert play.client.state is State.CANCELLING
+
+
 @pytest.mark.parametrize("answer", ["result", "error", "crash"])
 def test_after_a_cancel_the_outcome_is_always_cancelled(play: Play, answer: str) -> None:
     job = play.begin()

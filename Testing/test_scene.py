@@ -266,7 +266,7 @@ def test_remove_takes_exactly_what_the_run_made(views: SliceViews, tmp_path: Pat
     layout.show(run)
     display = HeatmapDisplay(run)
     display.apply()
-    display.setOutline(True)
+    display.change(outline=True)
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(views.scene)
     mine = views.scene.AddNewNodeByClass("vtkMRMLTextNode", "my notes")
     item = hierarchy.CreateItem(run.folderItem, mine)

@@ -99,6 +99,16 @@ def test_a_prediction_tells_its_way_and_ends_with_its_file(fake: type[FakePredic
     assert fake.made[0].path == card.default()
 
 
+def test_stages_that_hear_no_cancel_say_so() -> None:
+    stream = io.BytesIO()
+    made = worker._Job({"job": "1", "kind": "batch"}, Worker(stream)._send)
+    names = ("registering t1_pre", "HN-1: x (2 of 4): registering t1_pre", "loading the model", "making the sample case", "predicting", "")
+    for name in names:
+        made.on_event("stage", {"name": name})
+    told = [json.loads(line[len(worker.PREFIX) :]) for line in stream.getvalue().splitlines()]
+    assert [event.get("grace_s") for event in told] == [worker.ABRUPT_S] * 4 + [None] * 2
+
+
 def test_the_model_stays_warm_until_something_else_is_wanted(fake: type[FakePredictor], job: dict[str, Any], tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     shutil.copy(card.default(), other)

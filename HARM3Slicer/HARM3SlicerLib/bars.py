@@ -50,3 +50,8 @@ def contribution(value: float, largest: float) -> str:
     reach = 0.5 * value / largest if largest > 0 else 0.0
     band = (min(0.5, 0.5 + reach), max(0.5, 0.5 + reach), POSITIVE if value > 0 else NEGATIVE)
     return f"background: {gradient('rgba(128,128,128,30)', [band, (0.497, 0.503, '#78909c')])}; border: none;"
+
+
+def share(value: float, largest: float) -> str:
+    """A bar from the left, the largest one whole."""
+    return f"background: {gradient('rgba(128,128,128,30)', [(0.0, value / largest if largest > 0 else 0.0, INTERVAL)])}; border: none;"

@@ -16,6 +16,7 @@ from HARM3Logic.errors import BadCase, HARM3Error, MissingInput
 from HARM3SlicerLib.parameters import NODES, POINT, jsonObject
 from HARM3SlicerLib.process import Outcome
 
+FIELDS = {"clinical": "clinical", "tumour_point": "tumour_point_mm"}  # inputs that are no files, and their field of a case
 CLASSES = {cls.code: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, HARM3Error)}
 
 

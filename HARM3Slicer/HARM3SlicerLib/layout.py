@@ -5,13 +5,14 @@ Works on MRML alone; Slicer's layout manager, where there is one, follows the la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import slicer
 import vtk
 
+from HARM3SlicerLib.steps import finish
 from HARM3SlicerLib.volumes import imageArray, nodesOf, worldMatrix
 
 LAYOUT_ID = 571
@@ -55,7 +56,12 @@ def register() -> None:
 
 
 def show(run: Any, inputs: Mapping[str, Any] | None = None) -> str:
-    """Show a run in its own layout and give one sentence about how its views are linked; "" where there are no views.
+    """`showSteps` in one go."""
+    return finish(showSteps(run, inputs))
+
+
+def showSteps(run: Any, inputs: Mapping[str, Any] | None = None) -> Generator[str, None, str]:
+    """Show a run in its own layout in small steps; their value is one sentence about how its views are linked, "" without views.
 
     Args:
         inputs: input to the volume behind its heatmap; None takes those the run remembers.
@@ -67,18 +73,22 @@ def show(run: Any, inputs: Mapping[str, Any] | None = None) -> str:
     if node.GetViewArrangement() != LAYOUT_ID:
         node.SetAttribute(PREVIOUS, str(node.GetViewArrangement()))
         _arrange(LAYOUT_ID)
+        yield "arranging"
     volumes = {name: v for name, v in (run.inputs if inputs is None else inputs).items() if _isShown(v)}
     places = tags([*run.heatmaps, *(name for name in volumes if name not in run.heatmaps)])
     for tag in TAGS.values():
         names = [name for name, own in places.items() if own == tag]
         _fill(tag, volumes.get(names[0]) if names else None, run.heatmaps.get(names[0]) if names else None)
+        yield tag
     _fill(SLIDE_TAG, run.slide, run.attention)
     if run.tiles is not None and sliceNode(SLIDE_TAG) is not None:
         run.tiles.GetDisplayNode().SetViewNodeIDs([sliceNode(SLIDE_TAG).GetID()])
     _showTables(run)
+    yield "tables"
     said = _link({name: volumes.get(name) or run.heatmaps.get(name) for name in places}, places)
     fit()
-    _jumpToHeat(run, places)
+    yield "fitting"
+    yield from _jumpSteps(run, places)
     return said
 
 
@@ -243,15 +253,20 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float((shared / np.minimum(a[:, 1] - a[:, 0], b[:, 1] - b[:, 0])).min())
 
 
-def _jumpToHeat(run: Any, places: Mapping[str, str]) -> None:
+def _jumpSteps(run: Any, places: Mapping[str, str]) -> Iterator[str]:
     """Bring the hottest voxel into the plane of every view of its group."""
     done: set[int] = set()
-    peaks = {name: imageArray(heat.GetImageData()) for name, heat in run.heatmaps.items() if name in places and heat.GetImageData()}
-    for name in sorted(peaks, key=lambda name: -float(peaks[name].max())):
+    peaks: dict[str, tuple[float, tuple[int, ...]]] = {}  # map to its largest value, and where (k, j, i)
+    for name, heat in run.heatmaps.items():
+        if name in places and heat.GetImageData():
+            values = imageArray(heat.GetImageData())
+            index = np.unravel_index(int(values.argmax()), values.shape)
+            peaks[name] = float(values[index]), tuple(int(n) for n in index)
+            yield name
+    for name, (top, (k, j, i)) in sorted(peaks.items(), key=lambda item: -item[1][0]):
         node = sliceNode(places[name])
-        if node is None or node.GetViewGroup() in done or float(peaks[name].max()) <= 0:
+        if node is None or node.GetViewGroup() in done or top <= 0:
             continue
         done.add(node.GetViewGroup())
-        k, j, i = np.unravel_index(int(peaks[name].argmax()), peaks[name].shape)
         ras = worldMatrix(run.heatmaps[name]) @ [i, j, k, 1.0]
         slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *ras[:3], 1, node.GetViewGroup())

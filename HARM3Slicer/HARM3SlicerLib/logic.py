@@ -17,7 +17,8 @@ from HARM3Logic.case import Case
 from HARM3Logic.errors import BadOption, MissingInput
 from HARM3SlicerLib import samples
 from HARM3SlicerLib.batch import cohortCase
-from HARM3SlicerLib.choice import errorOf, model, sortedInputs, temporaryFolder
+from HARM3SlicerLib.choice import FIELDS, errorOf, model, sortedInputs, temporaryFolder
+from HARM3SlicerLib.clinical import readAll
 from HARM3SlicerLib.jobs import Job, Runner, Steps
 from HARM3SlicerLib.parameters import NODES, setIfChanged
 from HARM3SlicerLib.process import Outcome, WorkerClient
@@ -60,7 +61,9 @@ class Predictions:
         self._free()
         given, fields = sortedInputs(inputs, fields)
         wanted = Wanted.fromCard(card.read_header(checkpoint or card.default()))
-        lacking = wanted.missing({*given, *(["clinical"] if fields.get("clinical") else [])})
+        if fields.get("clinical"):
+            fields["clinical"] = readAll(wanted.variables, fields["clinical"])
+        lacking = wanted.missing({*given, *(name for name, field in FIELDS.items() if fields.get(field))})
         if lacking:
             raise MissingInput(f"case {caseId!r} cannot be predicted. {lacking}", "Choose it, or another checkpoint.")
         self._install()
@@ -207,6 +210,7 @@ class Predictions:
         with self.runner.client.installing("installing Python packages"):
             outcome = install.install(parent=slicer.util.mainWindow())
         if not outcome.ok:
+            self.runner.client.log += outcome.details.splitlines()  # "Copy details" has the log
             logging.info("HARM3Slicer: %s", outcome.details)
             raise BadOption(outcome.message, outcome.advice)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from HARM3Logic.errors import BadOption, BadVolume
 
-STEP_BYTES = 8 << 20  # of voxels between two steps: about 20 ms
+STEP_BYTES = 4 << 20  # of voxels between two steps: about 20 ms
 TYPES = {
     "i1": "int8",
     "u1": "uint8",
@@ -80,8 +80,13 @@ def writeSteps(path: Path, array: np.ndarray, ijkToRas: np.ndarray) -> Iterator[
         temporary.unlink(missing_ok=True)
 
 
-def readSteps(path: Path) -> Generator[None, None, tuple[np.ndarray, np.ndarray]]:
+def readSteps(
+    path: Path, allocate: Callable[[tuple[int, ...], str], np.ndarray] = np.empty
+) -> Generator[None, None, tuple[np.ndarray, np.ndarray]]:
     """The array and geometry of a file, as the generator's return value.
+
+    Args:
+        allocate: gives an array for a shape (k, j, i) and a type, to be filled.
 
     Raises:
         BadVolume: there is no such file, or it is cut short or of another kind.
@@ -89,7 +94,8 @@ def readSteps(path: Path) -> Generator[None, None, tuple[np.ndarray, np.ndarray]
     try:
         with open(path, "rb") as file:
             fields = _header(file, path)
-            array, matrix = _empty(fields, path)
+            shape, kind, matrix = _described(fields, path)
+            array = allocate(shape, kind)
             out = memoryview(array).cast("B")
             filled = 0
             for part in _parts(file, fields["encoding"], path):
@@ -102,7 +108,9 @@ def readSteps(path: Path) -> Generator[None, None, tuple[np.ndarray, np.ndarray]
         raise BadVolume(f"{str(path)!r} cannot be read ({error}).", "Run the prediction again.") from error
     if filled != len(out):
         raise BadVolume(f"{str(path)!r} holds {filled} bytes of voxels; {len(out)} are wanted.", "Run the prediction again.")
-    return (array if fields.get("endian", "little") == "little" else array.byteswap()), matrix
+    if fields.get("endian", "little") != "little":
+        array.byteswap(inplace=True)
+    return array, matrix
 
 
 def _header(file, path: Path) -> dict[str, str]:
@@ -116,8 +124,8 @@ def _header(file, path: Path) -> dict[str, str]:
     return fields
 
 
-def _empty(fields: dict[str, str], path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Room for the voxels, and the geometry."""
+def _described(fields: dict[str, str], path: Path) -> tuple[tuple[int, ...], str, np.ndarray]:
+    """Shape (k, j, i), type and geometry."""
     numbers = [float(v) for v in re.findall(r"[-+\d.eE]+", fields.get("space directions", "") + fields.get("space origin", ""))]
     kind, space = NUMPY.get(fields.get("type", "")), fields.get("space", "")
     signs = {"left-posterior-superior": FLIP, "lps": FLIP, "right-anterior-superior": np.eye(4), "ras": np.eye(4)}.get(space.lower())
@@ -126,7 +134,7 @@ def _empty(fields: dict[str, str], path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise BadVolume(f"{str(path)!r} is not one 3D image in patient space.", "Run the prediction again.")
     matrix = np.eye(4)
     matrix[:3] = np.reshape(numbers, (4, 3)).T
-    return np.empty(size[::-1], kind), signs @ matrix
+    return tuple(size[::-1]), kind, signs @ matrix
 
 
 def _parts(file, encoding: str, path: Path) -> Iterator[bytes]:

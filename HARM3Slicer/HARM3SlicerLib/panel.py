@@ -7,9 +7,11 @@ from typing import Any
 
 import slicer
 
-from HARM3SlicerLib.jobs import Job
+from HARM3SlicerLib import clinical
+from HARM3SlicerLib.jobs import Job, outcomeOf
 from HARM3SlicerLib.panel_assignment import AssignmentPart
 from HARM3SlicerLib.panel_batch import BatchPart
+from HARM3SlicerLib.panel_clinical import ClinicalPart
 from HARM3SlicerLib.panel_heatmaps import HeatmapsPart, SlidePart, Views
 from HARM3SlicerLib.panel_inputs import InputsPart, givenInputs
 from HARM3SlicerLib.panel_model import CardReader, ModelPart
@@ -40,9 +42,10 @@ class Panel:
         self.checkpointFile: Any = None
         self.cardProblem = ""
         self.result: dict[str, Any] = {}
-        self.views = Views()
+        self.views = Views(lambda error: self.runner.fail(outcomeOf(error, "")))
         self._cards = CardReader()
-        self._card: Any = None
+        self._asked: Any = None  # what the checkpoint wants, None for one that cannot be read
+        self._hasRead = False
         self._resultText = ""
         self._guiTag: Any = None
         self._modifiedTag: Any = None
@@ -50,6 +53,7 @@ class Panel:
         self.ui.notClinicalLabel.setStyleSheet(NOT_CLINICAL)
         kinds: tuple[Callable[[Any, Any], Any], ...] = (
             InputsPart,
+            ClinicalPart,
             AssignmentPart,
             ModelPart,
             RunPart,
@@ -70,7 +74,7 @@ class Panel:
         self.work.showSteps = lambda run: iter(())
         for part in self.parts.values():
             part.close()
-        self.views.forget()
+        self.views.close()
 
     def setParameters(self, parameters: Any) -> None:
         """Show another wrapper of the parameter node, or none while a scene is closed."""
@@ -109,6 +113,11 @@ class Panel:
         """Names of the inputs that are chosen."""
         inputs, _ = givenInputs(self.parameters, self.wanted)
         return set(inputs)
+
+    def lacking(self) -> str:
+        """Why a prediction cannot start, in a sentence; empty when it can."""
+        values = jsonObject(self.parameters.clinical)
+        return self.cardProblem or self.wanted.missing(self.given()) or clinical.problem(self.wanted.variables, values)
 
     def predict(self) -> None:
         """Start the prediction of what is chosen; raises HARM3Error when it cannot start."""
@@ -155,13 +164,12 @@ class Panel:
 
     def _read(self) -> None:
         """Checkpoint card and result, as the parameter node names them."""
-        self.checkpointFile, card, self.cardProblem = self._cards.read(self.parameters.checkpoint)
-        if card is not self._card:
-            hadCard, self._card = self._card is not None, card
-            if card:
-                self.wanted = Wanted.fromCard(card)
-            if not card or hadCard:  # another model is worth a look; the first, when it is fine, is not
+        self.checkpointFile, wanted, self.cardProblem = self._cards.read(self.parameters.checkpoint)
+        if not self._hasRead or wanted is not self._asked:
+            if wanted is None or self._hasRead:  # another model is worth a look; the first, when it is fine, is not
                 self.ui.modelSection.collapsed = False
+            self._hasRead, self._asked = True, wanted
+            self.wanted = wanted or self.wanted
         text = self.parameters.result
         if text != self._resultText:
             self._resultText = text

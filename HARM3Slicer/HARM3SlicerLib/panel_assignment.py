@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import ctk
 import qt
 
 from HARM3SlicerLib import roles, words
-from HARM3SlicerLib.choice import temporaryFolder
 from HARM3SlicerLib.jobs import Job, Steps
 from HARM3SlicerLib.part import Part, showText
 
@@ -72,11 +71,12 @@ class AssignmentPart(Part):
         table.setRowCount(len(asked))
         for row, role in enumerate(asked):
             table.setItem(row, 0, qt.QTableWidgetItem(words.label(role)))
-            box = qt.QComboBox()
+            box = ctk.ctkComboBox()
+            box.elideMode = qt.Qt.ElideMiddle
             box.addItems(names)
             choice = choices.get(role)
             box.currentIndex = names.index(choice.name) if choice is not None else 0
-            box.toolTip = choice.reason if choice is not None else "No image fits."
+            box.toolTip = f"<p><b>{escape(choice.name)}</b></p>{escape(choice.reason)}" if choice is not None else "No image fits."
             box.minimumWidth = 60
             table.setCellWidget(row, 1, box)
             self._boxes[role] = box
@@ -122,23 +122,12 @@ class AssignmentPart(Part):
                     inputs[role] = list(getattr(image, "files", ()) or [image.path])
                     continue
                 yield f"loading {words.label(role)}"
-                path = Path(image.path)
-                if getattr(image, "shared", False):  # a series among others: its folder does not name it
-                    path = yield from copied(image.files)
-                kind = "LabelMapVolume" if role in MASKS else "ScalarVolume"
-                inputs[role] = export.loadVolume(path, Path(image.path).name.split(".")[0], kind)
+                path, kind = Path(image.path), "LabelMapVolume" if role in MASKS else "ScalarVolume"
+                files = image.files if len(image.files) > 1 else ()  # of a DICOM series, also where others lie beside it
+                inputs[role] = export.loadVolume(path, path.name.split(".")[0], kind, files)
         except BaseException:
             for node in inputs.values():
                 if hasattr(node, "GetID"):
                     export.removeNode(node)
             raise
         self.panel.work.useInputs(inputs, case)
-
-
-def copied(files: tuple[Path, ...]) -> Generator[str, None, Path]:
-    """A folder that holds these files and nothing else."""
-    folder = temporaryFolder()
-    for i, file in enumerate(files):
-        shutil.copyfile(file, folder / f"{i:05d}{file.suffix}")
-        yield "copying the series"
-    return folder

@@ -8,7 +8,7 @@ from typing import Any
 import qt
 
 from HARM3SlicerLib.batch import cells, readRows
-from HARM3SlicerLib.part import Part, showPath, showText
+from HARM3SlicerLib.part import Part, showName, showPath, showText
 
 TITLES = ("Case", "Prob.", "Interval", "Response", "Truth")
 
@@ -20,11 +20,13 @@ class BatchPart(Part):
         ui = self.ui
         self._shown: Any = None
         self._file: Any = None
+        self._tips: dict[str, tuple[str, str]] = {}
         self._saved: list[dict[str, Any]] = []
         self.bindPath(ui.batchCohortPathLineEdit, "batchCohort")
         self.bindPath(ui.batchOutputPathLineEdit, "batchOutput")
         ui.batchTable.setColumnCount(len(TITLES))
         ui.batchTable.setHorizontalHeaderLabels(list(TITLES))
+        ui.batchTable.textElideMode = qt.Qt.ElideMiddle
         ui.batchTable.verticalHeader().hide()
         ui.batchTable.verticalHeader().setDefaultSectionSize(22)
         ui.batchTable.horizontalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
@@ -37,6 +39,8 @@ class BatchPart(Part):
         ui, parameters, runner = self.ui, self.parameters, self.panel.runner
         showPath(ui.batchCohortPathLineEdit, parameters.batchCohort)
         showPath(ui.batchOutputPathLineEdit, parameters.batchOutput)
+        showName(ui.batchCohortPathLineEdit, parameters.batchCohort, self._tips)
+        showName(ui.batchOutputPathLineEdit, parameters.batchOutput, self._tips)
         running = runner.job is not None and runner.job.kind == "batch"
         ui.batchRunButton.text = "Cancel batch" if running else "Run batch"
         ready = bool(parameters.batchCohort and parameters.batchOutput) and not runner.busy
@@ -97,7 +101,9 @@ class BatchPart(Part):
         table.setRowCount(len(rows))
         for i in range(first, len(rows)):
             for column, text in enumerate(cells(rows[i])):
-                table.setItem(i, column, qt.QTableWidgetItem(text))
+                item = qt.QTableWidgetItem(text)
+                item.setToolTip(text)
+                table.setItem(i, column, item)
 
     def _showOpen(self) -> None:
         ui = self.ui

@@ -2,56 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import qt
 import slicer
 
 from HARM3SlicerLib import words
+from HARM3SlicerLib.jobs import SLICE_S
 from HARM3SlicerLib.part import Part, showText
+from HARM3SlicerLib.steps import named
 
 ROW_PX = 22
 
 
 class Views:
-    """A run in the slice views."""
+    """A run in the slice views.
 
-    def __init__(self) -> None:
+    Args:
+        onError: told an exception while the views follow the widgets.
+    """
+
+    def __init__(self, onError: Callable[[Exception], None]) -> None:
         self.display: Any = None  # a heatmaps.HeatmapDisplay
         self.linking = ""  # how the views are linked, in a sentence
+        self._onError = onError
+        self._wanted: dict[str, Any] = {}  # the newest look the widgets ask for
+        self._steps: Iterator[str] | None = None
+        self._timer = qt.QTimer()
+        self._timer.connect("timeout()", self.onTimer)
 
     def showSteps(self, run: Any, parameters: Any) -> Iterator[str]:
         """Put a run into its layout."""
         from HARM3SlicerLib import layout
         from HARM3SlicerLib.heatmaps import HeatmapDisplay
 
-        self.linking = layout.show(run)
-        yield "arranging the views"
-        display = HeatmapDisplay(run, parameters.opacity, parameters.threshold, parameters.color, parameters.jointScale)
-        display.outline, display.visible = parameters.outline, parameters.heatVisible
-        for _ in display.applySteps():
-            yield "drawing the heatmaps"
-        self.display = display
+        self.forget()  # what is drawn now is drawn anew
+        linking = yield from named("arranging the views", layout.showSteps(run))
+        display = HeatmapDisplay(run, **look(parameters))
+        yield from named("drawing the heatmaps", display.applySteps())
+        self.display, self.linking = display, linking
 
     def follow(self, parameters: Any) -> None:
-        """Bring the look of the maps to what the parameters say; what is so already is not touched."""
-        display = self.display
-        if display is None or display.run.table.GetScene() is None:
-            return
-        for name, value, setter in (
-            ("color", parameters.color, display.setColor),
-            ("threshold", parameters.threshold, display.setThreshold),
-            ("jointScale", parameters.jointScale, display.setJointScale),
-            ("outline", parameters.outline, display.setOutline),
-            ("opacity", parameters.opacity, display.setOpacity),
-            ("visible", parameters.heatVisible, display.setVisible),
-        ):
-            if getattr(display, name) != value:
-                setter(value)
+        """Bring the look of the maps to what the parameters say, in the next turns of the event loop; only the newest look counts."""
+        self._wanted = look(parameters)
+        if self._isThere() and not self._timer.active and self._differs():
+            self._timer.start(0)
+
+    def onTimer(self) -> None:
+        """Work at the newest look for a moment; a look once begun is finished first."""
+        try:
+            self._advance()
+        except Exception as error:
+            self._rest()
+            self._onError(error)
 
     def forget(self) -> None:
+        self._rest()
         self.display, self.linking = None, ""
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.forget()
+        self._timer.disconnect("timeout()", self.onTimer)
+
+    def _advance(self) -> None:
+        end = time.monotonic() + SLICE_S
+        while time.monotonic() < end:
+            if self._steps is None:
+                if not self._isThere() or not self._differs():
+                    self._rest()
+                    return
+                self._steps = self.display.changeSteps(**self._wanted)
+            if next(self._steps, None) is None:
+                self._steps = None
+
+    def _differs(self) -> bool:
+        return any(getattr(self.display, name) != value for name, value in self._wanted.items())
+
+    def _isThere(self) -> bool:
+        return self.display is not None and self.display.run.table.GetScene() is not None
+
+    def _rest(self) -> None:
+        self._steps = None
+        self._timer.stop()
+
+
+def look(parameters: Any) -> dict[str, Any]:
+    """What the parameters say of the look of a `HeatmapDisplay`."""
+    p = parameters
+    return {
+        "opacity": p.opacity,
+        "threshold": p.threshold,
+        "color": p.color,
+        "jointScale": p.jointScale,
+        "outline": p.outline,
+        "visible": p.heatVisible,
+    }
 
 
 class HeatmapsPart(Part):

@@ -11,7 +11,8 @@ import qt
 from HARM3Logic import card
 from HARM3Logic.errors import HARM3Error
 from HARM3SlicerLib import words
-from HARM3SlicerLib.part import Part, showPath, showText
+from HARM3SlicerLib.part import Part, showName, showPath, showText
+from HARM3SlicerLib.wanted import Wanted
 
 CHUNK = 1 << 21  # bytes hashed in one turn of the event loop
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -24,6 +25,7 @@ class ModelPart(Part):
         ui = self.ui
         self._file: Path | None = None
         self._digest = ""
+        self._tips: dict[str, tuple[str, str]] = {}
         self._hashing: Iterator[str] | None = None
         self._timer = qt.QTimer()
         self.bindPath(ui.checkpointPathLineEdit, "checkpoint")
@@ -47,7 +49,8 @@ class ModelPart(Part):
         ui.computerLabel.visible = bool(found)
         problem = self.panel.cardProblem
         name = "demo model" if not parameters.checkpoint else Path(parameters.checkpoint).name
-        ui.modelSection.text = f"Model: {name}"
+        ui.modelSection.text = f"Model: {words.middle(name)}"
+        showName(ui.checkpointPathLineEdit, parameters.checkpoint, self._tips)
         if problem:
             showText(ui.cardLabel, f"<span style='color:{words.RED}'>{problem}</span>")
         else:
@@ -100,19 +103,19 @@ class CardReader:
 
     def __init__(self) -> None:
         self._key: object = None
-        self._found: tuple[Path | None, dict, str] = (None, {}, "")
+        self._found: tuple[Path | None, Wanted | None, str] = (None, None, "")
 
-    def read(self, checkpoint: str) -> tuple[Path | None, dict, str]:
-        """File, card, and what is wrong with it in one sentence."""
+    def read(self, checkpoint: str) -> tuple[Path | None, Wanted | None, str]:
+        """File, what its card asks for, and what is wrong with it in one sentence."""
         try:
             path = Path(checkpoint) if checkpoint else card.default()
             stat = path.stat() if path.is_file() else None
             key = (str(path), stat and (stat.st_mtime_ns, stat.st_size))
             if key != self._key:
                 self._key = key
-                self._found = (path, card.read_header(path), "")
+                self._found = (path, Wanted.fromCard(card.read_header(path)), "")
         except HARM3Error as error:
-            self._found = (None, {}, str(error))
+            self._found = (None, None, str(error))
         return self._found
 
 

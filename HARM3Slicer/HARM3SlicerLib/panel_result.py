@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import qt
@@ -18,7 +18,8 @@ class ResultPart(Part):
 
     def setup(self) -> None:
         self._shown: Mapping[str, Any] | None = None
-        self._rows: list[tuple[Any, Any, Any]] = []  # label, bar, number of each contribution
+        self._inputs = Rows(self.ui.contributionsLabel, self.ui.contributionsFrame)
+        self._variables = Rows(self.ui.attentionLabel, self.ui.attentionFrame)
         self.ui.probabilityBar.setStyleSheet("QProgressBar::chunk { background: transparent; }")
 
     def update(self) -> None:
@@ -27,20 +28,23 @@ class ResultPart(Part):
             return
         self._shown = values
         ui, there = self.ui, bool(values)
-        for widget in (ui.probabilityBar, ui.zoneBar, ui.scaleLabel, ui.contributionsFrame, ui.resultInfoLabel, ui.intervalLabel):
+        for widget in (ui.probabilityBar, ui.zoneBar, ui.scaleLabel, ui.resultInfoLabel, ui.intervalLabel):
             widget.visible = there
         ui.resultSection.collapsed = not there
         if not there:
             showText(ui.probabilityLabel, "")
             showText(ui.decisionLabel, "No prediction yet.")
             ui.decisionLabel.setStyleSheet("")
-            ui.warningsLabel.visible = ui.contributionsLabel.visible = False
+            ui.warningsLabel.visible = False
+            self._inputs.show(())
+            self._variables.show(())
             return
         self._showAnswer(values)
         warnings = words.warnings(values)
         showText(ui.warningsLabel, warnings)
         ui.warningsLabel.visible = bool(warnings)
         self._showContributions(values.get("contributions", {}))
+        self._showAttention(values.get("clinical", ()))
         showText(ui.resultInfoLabel, words.resultInfo(values))
 
     def _showAnswer(self, values: Mapping[str, Any]) -> None:
@@ -57,26 +61,53 @@ class ResultPart(Part):
         showText(ui.scaleLabel, words.scaleLine(values))
 
     def _showContributions(self, contributions: Mapping[str, float]) -> None:
-        """One row for each input, largest first; rows are kept and reused."""
-        ui = self.ui
-        ui.contributionsLabel.visible = ui.contributionsFrame.visible = bool(contributions)
-        largest = max((abs(value) for value in contributions.values()), default=0.0)
-        largest = max(largest, SMALL)
-        grid = ui.contributionsFrame.layout()
-        grid.setColumnStretch(1, 1)
+        """One row for each input, largest first."""
+        largest = max([SMALL, *(abs(value) for value in contributions.values())])
         ordered = sorted(contributions.items(), key=lambda item: -abs(item[1]))
-        while len(self._rows) < len(ordered):
-            row = (qt.QLabel(), qt.QFrame(), qt.QLabel())
-            row[1].minimumHeight = row[1].maximumHeight = 12
-            row[0].minimumWidth, row[2].minimumWidth = 64, 72
-            row[2].alignment = qt.Qt.AlignRight
-            for column, widget in enumerate(row):
-                grid.addWidget(widget, len(self._rows), column)
-            self._rows.append(row)
-        for row, (name, value) in zip(self._rows, ordered):  # noqa: B905  more rows than inputs are hidden below
-            showText(row[0], words.stage(name))
-            row[1].setStyleSheet(bars.contribution(value, largest))
-            showText(row[2], words.points(value))
-        for i, row in enumerate(self._rows):
-            for widget in row:
-                widget.visible = i < len(ordered)
+        self._inputs.show([(words.stage(name), bars.contribution(value, largest), words.points(value), "") for name, value in ordered])
+
+    def _showAttention(self, variables: Sequence[Mapping[str, Any]]) -> None:
+        """One row for each clinical variable that is known, the one with most attention first."""
+        known = sorted((v for v in variables if v.get("value") is not None), key=lambda v: -float(v["attention"]))
+        largest = max((float(v["attention"]) for v in known), default=0.0)
+        rows = []
+        for v in known:
+            name = str(v["name"]).replace("_", " ")
+            change = "" if v.get("change") is None else f"Knowing it changed the probability by {words.points(float(v['change']))}."
+            given = f"{v['value']} {v.get('unit') or ''}".strip()
+            number = words.percent(float(v["attention"]))
+            rows.append((f"{name[:1].upper()}{name[1:]}", bars.share(float(v["attention"]), largest), number, f"{given}. {change}".strip()))
+        self._variables.show(rows)
+
+
+class Rows:
+    """Rows of name, bar and number under a heading; kept and reused, hidden where there are none."""
+
+    def __init__(self, heading: Any, frame: Any) -> None:
+        self._heading, self._frame = heading, frame
+        self._rows: list[tuple[Any, Any, Any]] = []
+        frame.layout().setColumnStretch(1, 1)
+
+    def show(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
+        """Show rows of name, style sheet of the bar, number and tool tip."""
+        self._heading.visible = self._frame.visible = bool(rows)
+        while len(self._rows) < len(rows):
+            self._add()
+        for widgets, (name, style, number, tip) in zip(self._rows, rows):  # noqa: B905  more widgets than rows are hidden below
+            showText(widgets[0], name)
+            widgets[1].setStyleSheet(style)
+            showText(widgets[2], number)
+            for widget in widgets:
+                widget.toolTip = tip
+        for i, widgets in enumerate(self._rows):
+            for widget in widgets:
+                widget.visible = i < len(rows)
+
+    def _add(self) -> None:
+        row = (qt.QLabel(), qt.QFrame(), qt.QLabel())
+        row[1].minimumHeight = row[1].maximumHeight = 12
+        row[0].minimumWidth, row[2].minimumWidth = 64, 72
+        row[2].alignment = qt.Qt.AlignRight
+        for column, widget in enumerate(row):
+            self._frame.layout().addWidget(widget, len(self._rows), column)
+        self._rows.append(row)

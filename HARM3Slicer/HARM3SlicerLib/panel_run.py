@@ -29,7 +29,7 @@ class RunPart(Part):
     def update(self) -> None:
         ui, runner = self.ui, self.panel.runner
         busy = runner.busy
-        lacking = self.panel.cardProblem or self.panel.wanted.missing(self.panel.given())
+        lacking = self.panel.lacking()
         ui.predictButton.text = "Cancel" if busy else "Predict"
         ui.predictButton.enabled = runner.state is not State.CANCELLING and (busy or not lacking)
         ui.predictButton.toolTip = "Stop the work." if busy else lacking or "Ask the model. Nothing leaves this computer."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from html import escape
 from typing import Any
 
 from HARM3Logic.errors import HARM3Error
@@ -87,6 +88,18 @@ class Part:
 def showPath(edit: Any, path: str) -> None:
     if edit.currentPath != path:
         edit.currentPath = path
+
+
+def showName(widget: Any, name: str, tips: dict[str, tuple[str, str]]) -> None:
+    """Put the full text of what a narrow widget shows before its own tool tip.
+
+    Args:
+        tips: name of the widget to the text shown now and its own tool tip; begins empty.
+    """
+    shown, own = tips.setdefault(widget.name, ("", widget.toolTip))
+    if name != shown:
+        tips[widget.name] = name, own
+        widget.toolTip = f"<p><b>{escape(name)}</b></p>{own}" if name else own
 
 
 def showText(widget: Any, text: str) -> None:

@@ -1,6 +1,6 @@
 """The worker process as the module sees it: its protocol and one state machine, free of Qt.
 
-    submit --> RUNNING --result--> IDLE        cancel: RUNNING --> CANCELLING --answer, or 3 s and killed--> IDLE
+    submit --> RUNNING --result--> IDLE        cancel: RUNNING --> CANCELLING --answer, or 1 to 3 s and killed--> IDLE
                   |---error, crash, no start, silence--> FAILED    (from which submit starts again)
 
 Bytes come in through `feedOutput` and `feedErrors`, time through the clock, the process is behind a `Transport`; so all of
@@ -22,7 +22,7 @@ from HARM3SlicerLib.protocol import PROTOCOL, Ear, Lines, Outcome, Transport, de
 
 __all__ = ["Outcome", "State", "Transport", "WorkerClient"]
 
-CANCEL_S = 3.0  # a worker that does not answer a cancel by then is killed
+CANCEL_S = 3.0  # a worker that does not answer a cancel by then is killed; earlier where its stage says that it cannot answer
 START_S = 90.0  # until hello; a cold disk and a virus scanner have been known to take a minute
 SILENT_S = 300.0  # the worker sends a sign of life every 5 s, but a library may hold Python's lock for minutes
 LOG_LINES = 2000
@@ -72,6 +72,7 @@ class WorkerClient:
         self._numbers = count(1)
         self._output, self._errors = Lines(), Lines()
         self._startedAt = self._heardAt = self._cancelledAt = 0.0
+        self._graceS = CANCEL_S  # of the stage the job is in
         self._listeners: list[Callable[[], None]] = []
         self._changed = False
 
@@ -99,7 +100,7 @@ class WorkerClient:
             raise RuntimeError(f"the worker is {self.state.value}; one job at a time.")
         identity = f"job-{next(self._numbers)}"
         self._job = _Job(identity, str(job.get("kind", "")), encode({**job, "job": identity}), onFinished, onEvent)
-        self.warnings = []
+        self.warnings, self._graceS = [], CANCEL_S
         self.progress = self.remainingS = None
         self._heardAt = self._clock()
         self._set(State.RUNNING, "starting" if self.hello is None else "sending the job")
@@ -126,7 +127,7 @@ class WorkerClient:
     def tick(self) -> None:
         """Watch the time; to be called about every 100 ms while `busy`."""
         now = self._clock()
-        if self.state is State.CANCELLING and now - self._cancelledAt >= CANCEL_S:
+        if self.state is State.CANCELLING and now - self._cancelledAt >= self._graceS:
             self._kill()
             self._end(self._cancelled("The worker did not answer and was ended."))
         elif self.state is State.RUNNING and self.hello is None and now - self._startedAt >= START_S:
@@ -286,6 +287,9 @@ class WorkerClient:
 
     def _show(self, name: str, event: dict[str, Any]) -> None:
         self._changed = True
+        if name == "stage":
+            given = number(event.get("grace_s"))
+            self._graceS = CANCEL_S if given is None else min(max(given, 0.0), CANCEL_S)
         if name == "stage" and self.state is State.RUNNING:
             self.stage = str(event.get("name", ""))
         elif name == "progress":

@@ -12,9 +12,8 @@ import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from HARM3Logic.errors import BadOption
-from HARM3SlicerLib import nrrd
 from HARM3SlicerLib.steps import named
-from HARM3SlicerLib.volumes import addVolume
+from HARM3SlicerLib.volumes import addVolume, addVolumeSteps, ijkToRas
 
 ROLE = "HARM3."  # begins the names of node references and attributes
 
@@ -89,7 +88,10 @@ def addChart(values: Mapping[str, Any], table: Any) -> None:
 
 def addSlide(folder: Path, values: Mapping[str, Any], table: Any) -> Iterator[str]:
     """Thumbnail, attention and ranked tiles on one flat grid with true mm per pixel, its upper left pixel at 0."""
-    attention, matrix = yield from named("slide", nrrd.readSteps(folder / "slide_attention.nrrd"))
+    steps = addVolumeSteps(folder / "slide_attention.nrrd", f"HARM3 {values['case_id']} slide attention")
+    attention = yield from named("slide", steps)
+    table.SetNodeReferenceID(f"{ROLE}attention", attention.GetID())
+    attention.GetDisplayNode().SetInterpolate(0)
     path = folder / "slide_thumbnail.png"
     if not path.is_file():
         raise BadOption(f"the results folder {str(folder)!r} lacks slide_thumbnail.png.", "Run the prediction again.")
@@ -100,12 +102,9 @@ def addSlide(folder: Path, values: Mapping[str, Any], table: Any) -> Iterator[st
     columns, rows, _ = image.GetDimensions()
     colors = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns, -1)[::-1, :, :3]  # VTK counts rows from below
     case = values["case_id"]
-    slide = addVolume(f"HARM3 {case} slide (not in patient space)", colors[None], matrix, "VectorVolume")
+    slide = addVolume(f"HARM3 {case} slide (not in patient space)", colors[None], ijkToRas(attention), "VectorVolume")
     slide.SetVoxelVectorType(slicer.vtkMRMLVolumeNode.VoxelVectorTypeColorRGB)
     table.SetNodeReferenceID(f"{ROLE}slide", slide.GetID())
-    node = addVolume(f"HARM3 {case} slide attention", attention, matrix)
-    node.GetDisplayNode().SetInterpolate(0)
-    table.SetNodeReferenceID(f"{ROLE}attention", node.GetID())
     yield "slide"
     tiles = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", f"HARM3 {case} tiles")
     table.SetNodeReferenceID(f"{ROLE}tiles", tiles.GetID())

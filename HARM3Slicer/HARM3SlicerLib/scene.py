@@ -17,15 +17,13 @@ import vtk
 
 from HARM3Logic.case import INPUTS
 from HARM3Logic.errors import BadOption
-from HARM3SlicerLib import nrrd
 from HARM3SlicerLib.export import exportSteps, loadCase, loadCaseSteps
 from HARM3SlicerLib.results import ROLE, addChart, addResultsTable, addSlide, tilePoint
 from HARM3SlicerLib.steps import finish, named
-from HARM3SlicerLib.volumes import addVolume, nodesOf, removeNode
+from HARM3SlicerLib.volumes import addVolumeSteps, nodesOf, removeNode
 
 __all__ = [
     "Run",
-    "addVolume",
     "exportSteps",
     "findRun",
     "findRuns",
@@ -35,6 +33,7 @@ __all__ = [
     "loadRun",
     "loadRunSteps",
     "removeRun",
+    "removeRunSteps",
     "tilePoint",
 ]
 
@@ -94,19 +93,19 @@ def loadRunSteps(folder: Path, inputs: Mapping[str, Any]) -> Generator[str, None
             if isinstance(node, vtk.vtkObject) and node.IsA("vtkMRMLVolumeNode") and node.GetScene() is not None:
                 table.SetNodeReferenceID(INPUT + name, node.GetID())
         for name in values.get("heat", {}):
-            array, matrix = yield from named(f"heatmap {name}", nrrd.readSteps(folder / f"heatmap_{name}.nrrd"))
-            heat = addVolume(f"HARM3 {values['case_id']} heatmap {name}", array, matrix)
+            steps = addVolumeSteps(folder / f"heatmap_{name}.nrrd", f"HARM3 {values['case_id']} heatmap {name}")
+            heat = yield from named(f"heatmap {name}", steps)
             table.SetNodeReferenceID(HEATMAP + name, heat.GetID())
             yield f"heatmap {name}"
         if (folder / "slide_attention.nrrd").is_file():
             yield from addSlide(folder, values, table)
         addChart(values, table)
         yield "contributions"
-        for run in before:
+        for run in before:  # in one go, so that a cancel leaves the old one or the new one
             removeRun(run)
         _file(table, values["case_id"])
     except BaseException:
-        _removeOwned(table)
+        finish(_removeOwnedSteps(table))
         raise
     return _runOf(table)
 
@@ -143,9 +142,14 @@ def findRun(scene: Any = None) -> Run | None:
 
 
 def removeRun(run: Run) -> None:
-    """Remove exactly what the run made; the volumes it was made from and what the user put into its folder stay."""
+    """`removeRunSteps` in one go."""
+    finish(removeRunSteps(run))
+
+
+def removeRunSteps(run: Run) -> Generator[str, None, None]:
+    """Remove exactly what the run made, one node each step; the volumes it was made from and what the user put into its folder stay."""
     hierarchy, item = _hierarchy(), run.folderItem
-    _removeOwned(run.table)
+    yield from _removeOwnedSteps(run.table)
     if hierarchy is None or not item:
         return
     children = vtk.vtkIdList()
@@ -208,7 +212,7 @@ def _file(table: Any, caseId: str) -> None:
             hierarchy.CreateItem(folder, node)
 
 
-def _removeOwned(table: Any) -> None:
+def _removeOwnedSteps(table: Any) -> Generator[str, None, None]:
     if table.GetScene() is None:
         return
     hierarchy = _hierarchy()
@@ -217,3 +221,4 @@ def _removeOwned(table: Any) -> None:
         if item:
             hierarchy.RemoveItem(item, False, False)
         removeNode(node)
+        yield "removing the result"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ MOST_FILES = 50_000
 _TAGS = [
     *("PatientID", "StudyDate", "SeriesDate", "AcquisitionDate", "Modality", "SeriesInstanceUID", "SeriesDescription", "ProtocolName"),
     *("StudyDescription", "RepetitionTime", "EchoTime", "ContrastBolusAgent", "ImageType"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber"),
 ]
 
 
@@ -27,7 +28,7 @@ class Candidate:
     Args:
         path: the file; for a DICOM series its folder where that holds nothing else, otherwise its first file.
         name: what the user reads: the path within the folder, and the description of a series.
-        files: the files of a DICOM series, in the order of their names.
+        files: the files of a DICOM series, in the order of their slices.
         text: the words of its own name (file name, or series description).
         folderText: the words of the folders above it (and of the DICOM study).
         modality: MR, CT, SM ... as DICOM has it; "slide" or "volume" for other files.
@@ -55,7 +56,7 @@ class Candidate:
 class _Series:
     header: Any
     folder: Path
-    files: list[Path] = field(default_factory=list)
+    files: list[tuple[tuple[float, float, str], Path]] = field(default_factory=list)  # place and file
 
 
 def hasPydicom() -> bool:
@@ -90,7 +91,7 @@ def candidates(folder: Path) -> Generator[str, None, list[Candidate]]:
         elif _isDicom(path, lower):
             header = _header(path) if readable else None
             uid = str(getattr(header, "SeriesInstanceUID", ""))
-            series.setdefault((path.parent, uid), _Series(header, path.parent)).files.append(path)
+            series.setdefault((path.parent, uid), _Series(header, path.parent)).files.append((_place(header, path), path))
     folders = [parent for parent, _ in series]
     for one in series.values():
         made = _ofSeries(one, folder, folders.count(one.folder) > 1)
@@ -132,9 +133,34 @@ def _header(path: Path) -> Any:
         return None
 
 
+def inOrder(files: Iterable[Path]) -> tuple[Path, ...]:
+    """The files of one DICOM series by the place of their slices, which their names need not tell; by name without pydicom."""
+    placed = [(_place(_header(path) if hasPydicom() else None, path), path) for path in files]
+    return tuple(path for _, path in sorted(placed))
+
+
+def _place(header: Any, path: Path) -> tuple[float, float, str]:
+    """Where a slice lies along the normal of its plane (mm), its number, its name: the first that differs decides."""
+
+    def numbers(name: str, count: int) -> list[float]:
+        try:
+            values = [float(value) for value in getattr(header, name, None) or ()]
+        except (TypeError, ValueError):
+            values = []
+        return values if len(values) == count else [0.0] * count
+
+    (rx, ry, rz, cx, cy, cz), (x, y, z) = numbers("ImageOrientationPatient", 6), numbers("ImagePositionPatient", 3)
+    along = (ry * cz - rz * cy) * x + (rz * cx - rx * cz) * y + (rx * cy - ry * cx) * z
+    try:
+        number = float(getattr(header, "InstanceNumber", None) or 0)
+    except (TypeError, ValueError):
+        number = 0.0
+    return along, number, path.name
+
+
 def _ofSeries(series: _Series, root: Path, shared: bool) -> Candidate:
     """The candidate a DICOM series makes."""
-    header, files = series.header, tuple(series.files)
+    header, files = series.header, tuple(path for _, path in sorted(series.files))
     relative = series.folder.relative_to(root)
     where = relative.as_posix() if relative.parts else root.name
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import slicer
 import vtk
-from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
+from vtk.util.numpy_support import get_vtk_array_type, numpy_to_vtk, vtk_to_numpy
 
 from HARM3Logic.errors import BadVolume
+from HARM3SlicerLib import nrrd, series
 
 
 def addVolume(name: str, array: np.ndarray, ijkToRas: np.ndarray, kind: str = "ScalarVolume") -> Any:
@@ -20,10 +22,30 @@ def addVolume(name: str, array: np.ndarray, ijkToRas: np.ndarray, kind: str = "S
     image.SetDimensions(*array.shape[2::-1])
     flat = np.ascontiguousarray(array).reshape((-1, count) if count > 1 else -1)
     image.GetPointData().SetScalars(numpy_to_vtk(flat, deep=True))
+    return _addImage(name, image, ijkToRas, kind)
+
+
+def addVolumeSteps(path: Path, name: str) -> Generator[None, None, Any]:
+    """A scalar volume node from a NRRD file of ours, read in small steps straight into its place; the generator's value.
+
+    Raises:
+        BadVolume: the file cannot be read.
+    """
+    image = vtk.vtkImageData()
+
+    def allocate(shape: tuple[int, ...], kind: str) -> np.ndarray:
+        image.SetDimensions(*shape[::-1])
+        image.AllocateScalars(get_vtk_array_type(np.dtype(kind)), 1)
+        return imageArray(image)
+
+    _, matrix = yield from nrrd.readSteps(path, allocate)
+    return _addImage(name, image, matrix)
+
+
+def _addImage(name: str, image: vtk.vtkImageData, ijkToRas: np.ndarray, kind: str = "ScalarVolume") -> Any:
+    count = image.GetNumberOfScalarComponents()
     node = slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}Node", name)
-    matrix = vtk.vtkMatrix4x4()
-    matrix.DeepCopy(np.asarray(ijkToRas, dtype=float).ravel())
-    node.SetIJKToRASMatrix(matrix)
+    node.SetIJKToRASMatrix(toVtk(np.asarray(ijkToRas, dtype=float)))
     node.CreateDefaultDisplayNodes()
     display = node.GetDisplayNode()
     display.AutoWindowLevelOff()  # before the image comes: Slicer would look through all of it
@@ -32,13 +54,19 @@ def addVolume(name: str, array: np.ndarray, ijkToRas: np.ndarray, kind: str = "S
     return node
 
 
-def loadVolume(path: Path, name: str, kind: str = "ScalarVolume") -> Any:
-    """A volume node from an image file, or from a folder of one DICOM series; shown nowhere yet.
+def loadVolume(path: Path, name: str, kind: str = "ScalarVolume", files: Sequence[Path] = ()) -> Any:
+    """A volume node from an image file, or from a DICOM series; shown nowhere yet.
+
+    Args:
+        path: the file, or a folder that holds one series and nothing else.
+        files: of the series in the order of its slices, where they are known; Slicer's reader would take them by name.
 
     Raises:
         BadVolume: it cannot be read.
     """
-    file = next((f for f in sorted(path.iterdir()) if f.is_file()), path) if path.is_dir() else path
+    if path.is_dir() and not files:
+        files = series.inOrder(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
+    file = files[0] if files else path
     if not file.is_file():
         raise BadVolume(f"the image {str(path)!r} does not exist.", "Check the path.")
     node = slicer.mrmlScene.AddNewNodeByClass(f"vtkMRML{kind}Node", name)
@@ -47,7 +75,9 @@ def loadVolume(path: Path, name: str, kind: str = "ScalarVolume") -> Any:
     storage.SetFileName(str(file))
     storage.SetCenterImage(0)
     if not isNrrd:
-        storage.SetSingleFile(not path.is_dir())
+        storage.SetSingleFile(len(files) < 2)
+    for one in files:
+        storage.AddFileName(str(one))
     node.SetAndObserveStorageNodeID(storage.GetID())
     if not storage.ReadData(node) or node.GetImageData() is None:
         removeNode(node)
@@ -103,3 +133,10 @@ def worldMatrix(volume: Any) -> np.ndarray:
 def toArray(matrix: vtk.vtkMatrix4x4) -> np.ndarray:
     """A VTK matrix as an array of its own."""
     return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+
+
+def toVtk(matrix: np.ndarray) -> vtk.vtkMatrix4x4:
+    """An array of 4 x 4 as VTK's own."""
+    made = vtk.vtkMatrix4x4()
+    made.DeepCopy(matrix.ravel())
+    return made

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from HARM3Logic.case import MRI
+from HARM3SlicerLib.clinical import Variable, variablesOf
 
+POINT = "tumour_point"
 LABELS = {
     "t1_pre": "T1c before",
     "t2_pre": "T2 before",
@@ -19,21 +21,8 @@ LABELS = {
     "tumour_pre": "tumour before",
     "tumour_post": "tumour after",
     "tumour_ct": "tumour on CT",
+    POINT: "a point in the tumour",
 }
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A clinical variable of the form.
-
-    Args:
-        levels: the values it may have; empty for a number or free text.
-    """
-
-    name: str
-    label: str = ""
-    unit: str = ""
-    levels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,14 +48,15 @@ class Wanted:
     def fromCard(cls, card: Mapping[str, Any]) -> Wanted:
         """From the plain values of `HARM3Logic.card.read_header`."""
         inputs = tuple(str(name) for name in card.get("inputs", ()))
+        inputs, named = tuple(name for name in inputs if name != POINT), POINT in inputs or bool(card.get(POINT))
         config, preprocessing = card.get("config", {}), card.get("preprocessing", {})
         needs = tuple(str(name) for name in config.get("needs", ()))
-        schema = next((s for s in (card.get("clinical"), preprocessing.get("clinical"), config.get("clinical")) if s), ())
         masks = [f"tumour_{time}" for time in ("pre", "post") if any(name in MRI and name.endswith(f"_{time}") for name in inputs)]
         if "ct" in inputs:
             masks.append("tumour_ct")
-        point = "ct" in inputs and preprocessing.get("crop", "tumour") != "body"
-        return cls(inputs, needs, _variables(schema) if "clinical" in inputs else (), tuple(masks), point, dict(card))
+        point = named or ("ct" in inputs and preprocessing.get("crop", "tumour") != "body")
+        variables = variablesOf(card["clinical"]) if "clinical" in inputs and card.get("clinical") else ()
+        return cls(inputs, needs, variables, tuple(masks), point, dict(card))
 
     def asksFor(self, name: str) -> bool:
         return name in self.inputs or name in self.masks
@@ -87,19 +77,3 @@ class Wanted:
         given = set(given)
         absent = [LABELS.get(name, name) for name in self.inputs if name not in given and name != "clinical"]
         return f"Not given: {', '.join(absent)}. The answer will be less certain." if absent else ""
-
-
-def _variables(schema: Any) -> tuple[Variable, ...]:
-    """Variables of a schema: a list of names or of objects, or an object of name to description, also under `variables`."""
-    if isinstance(schema, Mapping):
-        schema = schema.get("variables", schema)
-    if isinstance(schema, Mapping):
-        schema = [{"name": name, **(value if isinstance(value, Mapping) else {})} for name, value in schema.items()]
-    found = []
-    for item in schema:
-        item = item if isinstance(item, Mapping) else {"name": item}
-        levels = next((item[key] for key in ("levels", "categories", "values", "choices") if item.get(key)), ())
-        name = str(item["name"])
-        label = str(item.get("label") or name.replace("_", " "))
-        found.append(Variable(name, label, str(item.get("unit") or ""), tuple(str(level) for level in levels)))
-    return tuple(found)

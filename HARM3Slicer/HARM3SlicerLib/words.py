@@ -30,6 +30,11 @@ def stage(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def middle(text: str, most: int = 36) -> str:
+    """A text cut in its middle where it is longer: a file's name is known by its beginning and its end."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}...{text[-(most // 2 - 2) :]}"
+
+
 def points(value: float) -> str:
     """A change of probability, in percentage points."""
     rounded = round(100 * value, 1)

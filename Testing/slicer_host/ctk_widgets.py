@@ -14,6 +14,8 @@ from PySide6.QtWidgets import (
     QSizePolicy,
     QStyle,
     QStyleOptionButton,
+    QStyleOptionComboBox,
+    QStylePainter,
     QTextBrowser,
     QWidget,
 )
@@ -126,8 +128,23 @@ class ctkDirectoryButton(QPushButton):
 
 class ctkComboBox(QComboBox):
     _exposed = True
-    defaultText = stored(str, "defaultText", "")
-    forceDefault = stored(bool, "forceDefault", False)
+    defaultText = stored(str, "defaultText", "", "update")
+    forceDefault = stored(bool, "forceDefault", False, "update")
+    elideMode = stored(int, "elideMode", int(Qt.TextElideMode.ElideNone.value), "update")
+
+    def paintEvent(self, event: Any) -> None:
+        """As QComboBox paints itself, the text cut where `elideMode` says instead of clipped."""
+        painter, option = QStylePainter(self), QStyleOptionComboBox()
+        self.initStyleOption(option)
+        painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
+        if self.forceDefault or self.currentIndex() < 0:
+            option.currentText = self.defaultText
+        field = self.style().subControlRect(QStyle.ComplexControl.CC_ComboBox, option, QStyle.SubControl.SC_ComboBoxEditField, self)
+        mode = Qt.TextElideMode(self.elideMode)
+        if mode != Qt.TextElideMode.ElideNone:
+            option.currentText = self.fontMetrics().elidedText(option.currentText, mode, field.width() - 4)
+        painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
+        painter.end()
 
 
 class ctkCheckBox(QCheckBox):

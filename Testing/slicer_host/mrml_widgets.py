@@ -3,12 +3,13 @@
 from functools import partial
 from typing import Any, ClassVar
 
-from PySide6.QtCore import Property, Signal
+from PySide6.QtCore import Property, Qt, Signal
 from PySide6.QtWidgets import QComboBox, QHBoxLayout, QStyledItemDelegate, QTableView, QWidget
 from vtkmodules.util.misc import calldata_type
 from vtkmodules.vtkCommonCore import VTK_OBJECT
 
 from .ctk_inputs import ctkSliderWidget
+from .ctk_widgets import ctkComboBox
 from .stored import stored
 
 
@@ -80,7 +81,8 @@ class qMRMLNodeComboBox(QWidget):
         self.destroyed.connect(partial(_unobserve, self._observed))
         self._current: Any = None
         self._attributes: dict[str, dict[str, Any]] = {}
-        self._combo = QComboBox()
+        self._combo = ctkComboBox()
+        self._combo.setProperty("elideMode", int(Qt.TextElideMode.ElideMiddle.value))
         self._combo.setItemDelegate(QStyledItemDelegate(self._combo))
         self._combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self._combo.activated.connect(lambda row: self._choose(self._row_node(row), activated=True))

@@ -30,6 +30,7 @@ class Member:
 
     def __init__(self, parameter: Parameter, node: Any) -> None:
         self.parameter, self.node = parameter, node
+        self.writing = False
         self.value = self._read()
         me = weakref.ref(self)
         self.tag = node.AddObserver(vtkCommand.ModifiedEvent, lambda *a: (m := me()) and m.refresh())
@@ -50,12 +51,17 @@ class Member:
         self.parameter.kind.write(self.node, self.parameter.name, value)
 
     def refresh(self) -> None:
-        self.value = self._read()
+        if not self.writing:
+            self.value = self._read()
 
     def write(self, value: Any) -> None:
-        with slicer.util.NodeModify(self.node):  # the new value is there before anyone is told
-            self._store(value)
-            self.value = self._read()
+        self.writing = True
+        try:
+            with slicer.util.NodeModify(self.node):  # the new value is there before anyone is told
+                self._store(value)
+                self.value = self._read()
+        finally:
+            self.writing = False
 
 
 class Wrapper:
