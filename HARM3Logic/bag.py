@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from HARM3Logic.case import Case
+from HARM3Logic.features import slide_features
 from HARM3Logic.slide import Slide, focused, tile_grid
-from HARM3Logic.tile_encoder import TileEncoder, slide_features
+from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.tiles import TileGrid, TileSettings
 from HARM3Logic.tissue import TissueSettings
 

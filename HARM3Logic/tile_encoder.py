@@ -1,8 +1,8 @@
-"""A frozen network that turns the tiles of a slide into features, and the file cache in front of it.
+"""A frozen network that turns the tiles of a slide into features.
 
     tiles n S S 3 --(x/255 - mean)/std--> n 3 S S --timm model--> tokens n L E --pooling--> features n F
 
-The only home of timm and h5py. An encoder is one `.safetensors` file: weights, and an `EncoderEntry` in its metadata.
+The only home of timm. An encoder is one `.safetensors` file: weights, and an `EncoderEntry` in its metadata.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import h5py
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
@@ -24,8 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from HARM3Logic.device import Precision, best_precision
-from HARM3Logic.errors import BadCheckpoint, BadOption, Cancelled, OutOfMemory
-from HARM3Logic.slide import Slide, TileGrid, read_batches
+from HARM3Logic.errors import BadCheckpoint, BadOption, OutOfMemory
 
 KEY = "tile_encoder"  # where the entry lies in the file's metadata
 BATCH = {"cpu": 4, "cuda": 64, "mps": 16}  # tiles at a time; on CPUs as fast as more (72 ms a tile), and the last batch wastes less
@@ -97,6 +96,9 @@ class TileEncoder:
         self.precision: Precision = precision
         self.batch = BATCH[self.device.type]
         self._model = model.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
+        self.warnings: tuple[str, ...] = ()
+        self._fits = self.device.type == "cpu"
+        self._copies: torch.cuda.Stream | None = None
         self._mean, self._std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (entry.mean, entry.std))
 
     @classmethod
@@ -130,30 +132,101 @@ class TileEncoder:
             BadOption: the tiles do not have the encoder's size.
             OutOfMemory: `batch` tiles do not fit on the device.
         """
-        if tiles.shape[1] != self.entry.size_px:
-            raise BadOption(f"tiles of {tiles.shape[1]} px were given; {self.entry.name} takes {self.entry.size_px} px.", "Change size_px.")
         batch = batch or self.batch
         out = np.empty((len(tiles), self.entry.features), np.float32)
         for start in range(0, len(tiles), batch):
             part = tiles[start : start + batch]
-            full = np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
-            out[start : start + len(part)] = self._forward(full)[: len(part)]
+            out[start : start + len(part)] = self._forward(self._filled(part, batch))[: len(part)]
         return out
 
-    @torch.inference_mode()
+    def fit(self) -> int:
+        """The number of tiles at a time: half as many, and again, where the usual number does not fit on the device; `warnings` tells.
+
+        Raises:
+            OutOfMemory: not even one tile fits.
+        """
+        while not self._fits:
+            try:
+                self._forward(np.zeros((self.batch, self.entry.size_px, self.entry.size_px, 3), np.uint8))
+                self._fits = True
+            except OutOfMemory:
+                if self.batch == 1:
+                    raise
+                self.batch //= 2
+                torch.cuda.empty_cache()
+                self.warnings = (f"{self.device} has little memory free; {self.batch} tiles are encoded at a time.",)
+        return self.batch
+
+    def encode_each(self, tiles: Iterable[UInt8[np.ndarray, "n S S 3"]], batch: int | None = None) -> Iterator[Float32[np.ndarray, "n F"]]:
+        """The features of one lot of tiles after the other; on a GPU the next lot is fetched and copied while one is encoded.
+
+        Raises:
+            BadOption, OutOfMemory: as `encode`.
+        """
+        batch = batch or self.batch
+        if self.device.type != "cuda":
+            yield from (self.encode(part, batch) for part in tiles)
+            return
+        flying: deque[tuple[torch.Tensor, torch.cuda.Event, int]] = deque()
+        for part in tiles:
+            flying.append((*self._launch(self._filled(part, batch)), len(part)))
+            if len(flying) > 1:
+                yield _landed(*flying.popleft())
+        while flying:
+            yield _landed(*flying.popleft())
+
+    def _filled(self, part: UInt8[np.ndarray, "n S S 3"], batch: int) -> UInt8[np.ndarray, "b S S 3"]:
+        """A batch filled up with black: a matrix product may sum in another order for another shape."""
+        if part.shape[1] != self.entry.size_px:
+            raise BadOption(f"tiles of {part.shape[1]} px were given; {self.entry.name} takes {self.entry.size_px} px.", "Change size_px.")
+        if len(part) == batch:
+            return part
+        return np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), np.uint8)])
+
     def _forward(self, tiles: UInt8[np.ndarray, "n S S 3"]) -> Float32[np.ndarray, "n F"]:
         if self.device.type == "cpu":
             torch.set_flush_denormal(True)  # denormals slow a CPU down many times
+        with self._memory(len(tiles)):
+            return np.asarray(self._compute(torch.from_numpy(tiles).to(self.device)).cpu().numpy())
+
+    @contextmanager
+    def _memory(self, count: int) -> Iterator[None]:
         try:
-            # the bytes lie as n S S 3, which permuted is channels_last already
-            pixels = torch.from_numpy(tiles).to(self.device).permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                features = pool(self._model, pixels, self.entry.pooling)
-            return features.float().cpu().numpy()
+            yield
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfMemory(
-                f"{len(tiles)} tiles of {self.entry.size_px} px do not fit on {self.device}.", "Use the device cpu or a smaller batch."
+                f"{count} tiles of {self.entry.size_px} px do not fit on {self.device}.", "Use the device cpu or a smaller batch."
             ) from error
+
+    def _launch(self, tiles: UInt8[np.ndarray, "n S S 3"]) -> tuple[torch.Tensor, torch.cuda.Event]:
+        """Start encoding on the GPU: where the features will lie, and what tells that they do."""
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        work = torch.cuda.current_stream(self.device)
+        with self._memory(len(tiles)):
+            with torch.cuda.stream(self._copies):
+                pixels = torch.from_numpy(tiles).pin_memory().to(self.device, non_blocking=True)
+            work.wait_stream(self._copies)
+            pixels.record_stream(work)  # or its memory would be given away while the network reads it
+            features = self._compute(pixels)
+        out = torch.empty(features.shape, pin_memory=True)
+        out.copy_(features, non_blocking=True)
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record(work)
+        return out, done
+
+    @torch.inference_mode()
+    def _compute(self, tiles: UInt8[torch.Tensor, "n S S 3"]) -> Float32[torch.Tensor, "n F"]:
+        # the bytes lie as n S S 3, which permuted is channels_last already
+        pixels = tiles.permute(0, 3, 1, 2).float().div_(255).sub_(self._mean).div_(self._std)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            features = pool(self._model, pixels, self.entry.pooling)
+        return features.float()
+
+
+def _landed(features: torch.Tensor, done: torch.cuda.Event, count: int) -> Float32[np.ndarray, "n F"]:
+    done.synchronize()
+    return np.array(features[:count].numpy())
 
 
 def pool(model: torch.nn.Module, pixels: torch.Tensor, pooling: Pooling) -> torch.Tensor:
@@ -222,109 +295,6 @@ def save_encoder(entry: EncoderEntry, weights: Mapping[str, torch.Tensor], out: 
     save_file({k: v.half().contiguous() for k, v in kept.items()}, temporary, metadata={"format": "pt", KEY: json.dumps(asdict(entry))})
     temporary.chmod(0o644)  # safetensors writes for the owner alone
     temporary.replace(out)
-
-
-def slide_features(
-    slide: Slide,
-    grid: TileGrid,
-    encoder: TileEncoder,
-    cache_dir: Path | None = None,
-    on_progress: Callable[[float], None] | None = None,
-    cancelled: Callable[[], bool] | None = None,
-    batch: int | None = None,
-) -> Float32[np.ndarray, "N F"]:
-    """The features of the tiles of a slide, in the order of the grid.
-
-    Args:
-        cache_dir: folder that keeps them, one file for each slide and settings; None keeps nothing.
-        on_progress: told the share that is done, 0 to 1.
-        cancelled: asked before each batch.
-
-    Raises:
-        Cancelled: `cancelled` said so; nothing is written.
-        BadSlide: the pixels cannot be decoded.
-        BadOption: the tiles do not have the encoder's size, or the cache cannot be written.
-        OutOfMemory: `batch` tiles do not fit on the device.
-    """
-    batch = batch or encoder.batch
-    path, features = None, None
-    if cache_dir is not None:
-        about = _about(slide, grid, encoder, batch)
-        path = _cache_path(cache_dir, about)
-        features = _read_cache(path, about, grid, encoder)
-    if features is None:
-        features = np.empty((len(grid.xy_px), encoder.entry.features), np.float32)
-        done = 0
-        with closing(read_batches(slide, grid, batch)) as batches:
-            while done < len(features):
-                if cancelled is not None and cancelled():
-                    raise Cancelled(f"stopped after {done} of {len(features)} tiles of {slide.path.name!r}.", "Start it again.")
-                tiles = next(batches)
-                features[done : done + len(tiles)] = encoder.encode(tiles, batch)
-                done += len(tiles)
-                if on_progress is not None and done < len(features):
-                    on_progress(done / len(features))
-        if path is not None:
-            _write_cache(path, about, grid, features)
-    if on_progress is not None:
-        on_progress(1.0)
-    return features
-
-
-def _about(slide: Slide, grid: TileGrid, encoder: TileEncoder, batch: int) -> dict[str, str | float]:
-    """All that a tile's features depend on."""
-    return {
-        "slide_sha256": slide.sha256,
-        "slide_mpp": slide.mpp,
-        "mpp": grid.mpp,
-        "size_px": grid.tile_settings.size_px,
-        "size0_px": grid.size0_px,
-        "settings": json.dumps({"tiles": asdict(grid.tile_settings), "tissue": asdict(grid.tissue_settings)}, sort_keys=True),
-        "encoder": encoder.entry.name,
-        "weights_sha256": encoder.weights_sha256,
-        "precision": encoder.precision,
-        "batch": batch,
-    }
-
-
-def _cache_path(folder: Path, about: Mapping[str, str | float]) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    except OSError as error:
-        raise BadOption(f"cache folder {str(folder)!r} cannot be made ({error.strerror}).", "Choose another folder.") from error
-    return folder / (hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32] + ".h5")
-
-
-def _checksum(features: np.ndarray, coords: np.ndarray) -> str:
-    return hashlib.sha256(features.tobytes() + coords.tobytes()).hexdigest()
-
-
-def _read_cache(path: Path, about: Mapping[str, str | float], grid: TileGrid, encoder: TileEncoder) -> np.ndarray | None:
-    """The features in a cache file; None unless every attribute, the coordinates and the checksum agree."""
-    try:
-        with h5py.File(path, "r") as file:
-            features, coords, found = file["features"][()], file["coords"][()], dict(file.attrs)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):  # h5py's answers to missing and damaged files
-        return None
-    good = (
-        {**about, "checksum": _checksum(features, coords)} == {key: found.get(key) for key in (*about, "checksum")}
-        and features.shape == (len(grid.xy_px), encoder.entry.features)
-        and features.dtype == np.float32
-        and np.array_equal(coords, grid.xy_px)
-    )
-    return features if good else None
-
-
-def _write_cache(path: Path, about: Mapping[str, str | float], grid: TileGrid, features: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            file["features"], file["coords"] = features, grid.xy_px
-            file.attrs.update({**about, "checksum": _checksum(features, grid.xy_px)})
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BadOption(f"features cannot be written to {str(path.parent)!r} ({error}).", "Choose a folder with room.") from error
 
 
 def _file_sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ Plain array operations; reading the slide is the work of `slide`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ from HARM3Logic.errors import BadOption
 DARK_GREY = 60  # luminance of a dark field; dense keratin comes near it, so it never decides about single pixels
 BLACK = 50  # brightest channel of unscanned area or black ink; the densest stain stays brighter
 WHITE = 180  # darkest channel of empty glass
-BLURRED = 0.03  # `sharpness` at 0.5 µm per pixel; a Gaussian of 1 µm brings nearly all sharp tiles below it
+BLURRED = 0.28  # `sharpness` at 0.5 µm per pixel: real sharp tissue has 0.44 to 1.3, after a Gaussian of 1 µm 0.05 to 0.28
+BAND = 512  # rows of a picture worked on at a time, so that memory stays flat
 INK = 20  # both stains absorb green most, so green above red by this much is blue or green ink, not H&E
 
 
@@ -104,11 +106,13 @@ class Tissue:
         mask: pixel (r, c) covers the level-0 pixels [r, r+1) x [c, c+1) times `downsample`.
         downsample: level-0 pixels per mask pixel.
         fractions: `tissue`, `pen` and `dark` as shares of the slide's area, `blurred` as share of the judged places in the tissue.
+        artefacts: ink, and what is almost black (unscanned area, opaque folds), on the same pixels; None where nobody looked.
     """
 
     mask: Bool[np.ndarray, "h w"]
     downsample: float
     fractions: dict[str, float]
+    artefacts: Bool[np.ndarray, "h w"] | None = None
 
 
 def find_tissue(picture: UInt8[np.ndarray, "h w 3"], downsample: float, mpp: float, settings: TissueSettings) -> Tissue:
@@ -118,10 +122,10 @@ def find_tissue(picture: UInt8[np.ndarray, "h w 3"], downsample: float, mpp: flo
         downsample: level-0 pixels per pixel of the picture.
         mpp: µm per level-0 pixel.
     """
-    mask = majority(saturation(picture) > settings.threshold, settings.median_px)
+    mask = majority(banded(lambda part: saturation(part) > settings.threshold, picture), settings.median_px)
     if settings.close_px:
         mask = closing(mask, settings.close_px, settings.even_kernel_shift)
-    dark, pen = picture.max(axis=2) < BLACK, ink(picture)
+    dark, pen = banded(lambda part: part.max(axis=2) < BLACK, picture), banded(ink, picture)
     if settings.exclude_dark:
         mask &= ~majority(dark, settings.median_px)
     if settings.exclude_pen:
@@ -131,12 +135,21 @@ def find_tissue(picture: UInt8[np.ndarray, "h w 3"], downsample: float, mpp: flo
         pixel_mm2 = (downsample * mpp / 1000) ** 2
         mask = without_small(mask, settings.min_area_mm2 / pixel_mm2)
     fractions = {"tissue": float(mask.mean()), "pen": float(pen.mean()), "dark": float(dark.mean())}
-    return Tissue(mask, downsample, fractions)
+    return Tissue(mask, downsample, fractions, pen | dark)
+
+
+def banded(
+    rule: Callable[[UInt8[np.ndarray, "n w 3"]], Bool[np.ndarray, "n w"]], picture: UInt8[np.ndarray, "h w 3"]
+) -> Bool[np.ndarray, "h w"]:
+    """A rule about single pixels, told of a few rows at a time."""
+    return np.concatenate([rule(picture[row : row + BAND]) for row in range(0, len(picture), BAND)])
 
 
 def is_dark_field(picture: UInt8[np.ndarray, "h w 3"]) -> bool:
     """Whether most of a slide is dark and nothing on it is white glass, as in fluorescence."""
-    return bool((luminance(picture) < DARK_GREY).mean() > 0.5 and (picture.min(axis=2) > WHITE).mean() < 0.05)
+    if banded(lambda part: part.min(axis=2) > WHITE, picture).mean() >= 0.05:
+        return False
+    return bool(banded(lambda part: luminance(part) < DARK_GREY, picture).mean() > 0.5)
 
 
 def holds_ycbcr(picture: UInt8[np.ndarray, "h w 3"]) -> bool:
@@ -171,9 +184,10 @@ def majority(mask: Bool[np.ndarray, "h w"], size_px: int) -> Bool[np.ndarray, "h
 
     Equal to thresholding after an odd-sized median filter, without sorting.
     """
+    kind = np.uint8 if size_px * size_px < 256 else np.int32  # the smallest that holds a count
     ones = np.ones(size_px, np.int32)
-    count = ndimage.convolve1d(mask.astype(np.int32), ones, axis=0, mode="nearest")
-    count = ndimage.convolve1d(count, ones, axis=1, mode="nearest")
+    count = ndimage.convolve1d(mask.view(np.uint8), ones, axis=0, output=kind, mode="nearest")
+    count = ndimage.convolve1d(count, ones, axis=1, output=kind, mode="nearest")
     return np.asarray(count > size_px * size_px // 2)
 
 
@@ -187,8 +201,9 @@ def closing(mask: Bool[np.ndarray, "h w"], size_px: int, even_kernel_shift: bool
 
 def without_small(mask: Bool[np.ndarray, "h w"], min_pixels: float) -> Bool[np.ndarray, "h w"]:
     """The pieces (8-neighbourhood) of at least `min_pixels`."""
-    pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    keep = np.bincount(pieces.ravel()) >= min_pixels
+    pieces, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    bands = (pieces[row : row + BAND] for row in range(0, len(pieces), BAND))
+    keep = sum((np.bincount(band.ravel(), minlength=count + 1) for band in bands), np.zeros(count + 1)) >= min_pixels
     keep[0] = False
     return np.asarray(keep[pieces], bool)
 
@@ -215,6 +230,12 @@ def block_means(picture: UInt8[np.ndarray, "h w 3"], block_px: int) -> UInt8[np.
 
 
 def sharpness(tile: UInt8[np.ndarray, "h w 3"]) -> float:
-    """Share of a tile's contrast that lies in its finest detail: variance of the Laplacian over variance of the brightness."""
-    grey = luminance(tile)
-    return float(ndimage.laplace(grey).var() / (grey.var() + 1.0))
+    """Energy of a tile's Laplacian over that of its gradient, after a smoothing that takes most of the noise.
+
+    Both come from edges, so neither the contrast of the tissue nor how much of it a tile holds moves the ratio, as it would move a
+    variance of the brightness; a blur of s pixels leaves about 1 / s². One grey level squared is forgiven. Ours.
+    """
+    grey = ndimage.gaussian_filter(luminance(tile), 0.8)
+    finest = ndimage.laplace(grey)[1:-1, 1:-1]
+    across, down = (grey[1:-1, 2:] - grey[1:-1, :-2]) / 2, (grey[2:, 1:-1] - grey[:-2, 1:-1]) / 2
+    return float((finest**2).sum() / ((across**2).sum() + (down**2).sum() + finest.size))

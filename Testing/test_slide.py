@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
-from HARM3Logic import slide as slide_module
+from HARM3Logic import slide_file, tile_reader
 from HARM3Logic.errors import BadOption, BadSlide
 from HARM3Logic.slide import Slide, TileGrid, TileSettings, Tissue, TissueSettings, paint, read_batches, read_tiles, tile_grid, tissue
 from HARM3Logic.tissue import block_means, closing, majority, saturation
@@ -47,6 +47,42 @@ def square(tmp_path: Path) -> Path:
     picture = glass(1100, 1400)
     picture[400:700, 600:1000] = PINK
     return write_slide(tmp_path / "square.tif", speckle(picture))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_plain_picture_is_a_slide_once_its_scale_is_given(tmp_path: Path, suffix: str) -> None:
+    picture = glass(1100, 1400)
+    picture[400:700, 600:1000] = PINK
+    path = tmp_path / f"plain{suffix}"
+    Image.fromarray(picture).save(path, **({"quality": 95} if suffix == ".jpg" else {}))
+    with pytest.raises(BadSlide, match="does not say its µm") as error:
+        Slide.open(path)
+    assert "--mpp" in error.value.advice
+    with Slide.open(path, mpp=0.5) as slide:
+        grid = tile_grid(slide, TissueSettings(), TileSettings())
+        tiles = np.concatenate(list(read_batches(slide, grid, 4, 2)))
+        assert slide.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(tiles) == 9
+    x, y = grid.xy_px[4]
+    assert np.abs(tiles[4].astype(int) - picture[y : y + 224, x : x + 224]).max() <= (3 if suffix == ".jpg" else 0)
+
+
+def test_unusable_pictures_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((60, 50), np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(BadSlide, match=r"deep\.png.*I;16.*8-bit"):
+        Slide.open(tmp_path / "deep.png", mpp=0.5)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(BadSlide, match="neither a slide nor a picture"):
+        Slide.open(tmp_path / "text.png", mpp=0.5)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:9000])
+    with pytest.raises(BadSlide, match=r"cut\.png.*damaged"):
+        Slide.open(tmp_path / "cut.png", mpp=0.5)
+    Image.fromarray(glass(60, 50)).save(tmp_path / "large.png")
+    monkeypatch.setattr(slide_file, "PLAIN_PX", 2000)
+    with pytest.raises(BadSlide, match=r"50 x 60 px.*without a pyramid") as error:
+        Slide.open(tmp_path / "large.png", mpp=0.5)
+    assert "pyramidal TIFF" in error.value.advice
 
 
 @pytest.mark.parametrize(
@@ -95,7 +131,7 @@ def test_a_truncated_slide_is_named(square: Path) -> None:
 def test_what_is_transparent_is_white(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Slide.open(square) as slide:
         half = Image.fromarray(np.array([[[0, 0, 0, 0], [10, 20, 30, 255]]], np.uint8))
-        monkeypatch.setattr(slide, "_handle", type("Handle", (), {"read_region": lambda *_: half, "close": lambda _: None})())
+        monkeypatch.setattr(slide._handle, "read_region", lambda *_: half)
         assert slide.read_region_rgb(0, 0, 0, 2, 1).tolist() == [[[255, 255, 255], [10, 20, 30]]]
 
 
@@ -117,7 +153,7 @@ def test_thumbnail_keeps_the_shape_and_the_place(square: Path) -> None:
 def test_reading_in_blocks_leaves_no_seam(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Slide.open(square) as slide:
         once = slide.whole(0, 12)
-        monkeypatch.setattr(slide_module, "BLOCK_PX", 300)
+        monkeypatch.setattr(slide_file, "WHOLE_PX", 300)
         assert np.array_equal(slide.whole(0, 12), once)
         pixels = slide.read_region_rgb(0, 0, 0, 1400, 1100).astype(float)
     assert once.shape == (92, 117, 3)
@@ -227,17 +263,40 @@ def test_ink_and_black_are_no_tissue(tmp_path: Path) -> None:
     assert clean.fractions["pen"] == pytest.approx(share, rel=0.1)
     assert clean.fractions["dark"] == pytest.approx(share, rel=0.1)
     assert rule.fractions["tissue"] == pytest.approx(3 * share, rel=0.1)
+    artefacts = clean.artefacts
+    assert artefacts is not None and artefacts.mean() == pytest.approx(2 * share, rel=0.1) and not (artefacts & clean.mask).any()
+
+
+def cells(soft_px: float) -> np.ndarray:
+    """A piece of tissue on glass with round nuclei, out of focus by a Gaussian."""
+    rng = np.random.default_rng(0)
+    picture = glass(900, 900).astype(float)
+    picture[100:800, 100:800] = PINK
+    rows, columns = np.mgrid[-9:10, -9:10]
+    nucleus = rows**2 + columns**2 < 60
+    for row, column in rng.integers(100, 780, (1500, 2)):
+        picture[row : row + 19, column : column + 19][nucleus] = (90, 60, 120)
+    blurred = ndimage.gaussian_filter(picture, (soft_px, soft_px, 0))
+    return np.clip(blurred + rng.normal(0, 2, (900, 900, 1)), 0, 255).astype(np.uint8)
 
 
 def test_blur_is_seen(tmp_path: Path) -> None:
-    sharp = speckle(np.full((900, 900, 3), PINK, np.uint8))
-    soft = ndimage.gaussian_filter(sharp.astype(float), (4, 4, 0))
-    soft += 40 * np.sin(np.arange(900) / 12)[:, None, None]  # slow contrast, as of tissue out of focus
     found = {}
-    for name, picture in (("sharp", sharp), ("soft", np.clip(soft, 0, 255).astype(np.uint8))):
-        with Slide.open(write_slide(tmp_path / f"{name}.tif", picture)) as slide:
-            found[name] = tissue(slide, TissueSettings(blur_samples=9)).fractions["blurred"]
-    assert found == {"sharp": 0.0, "soft": 1.0}
+    for soft_px in (0.7, 3.0):
+        with Slide.open(write_slide(tmp_path / f"{soft_px}.tif", cells(soft_px))) as slide:
+            found[soft_px] = tissue(slide, TissueSettings(blur_samples=25)).fractions["blurred"]
+    assert found[0.7] <= 0.04 and found[3.0] >= 0.96
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "TCGA-CR-7395-01A-01-TS1.svs"])
+def test_a_real_slide_is_sharp_and_its_blurred_copy_is_not(tmp_path: Path, name: str) -> None:
+    with Slide.open(DATA / "data" / "slides" / name, mpp=0.5) as slide:
+        assert tissue(slide, TissueSettings()).fractions["blurred"] == 0
+        pixels = slide.read_region_rgb(0, 0, 0, slide.width_px, slide.height_px)
+    soft = np.stack([ndimage.gaussian_filter(pixels[..., c], 2.0) for c in range(3)], axis=2)
+    with Slide.open(write_slide(tmp_path / "soft.tif", soft)) as slide:
+        assert tissue(slide, TissueSettings()).fractions["blurred"] > 0.95
 
 
 def test_fluorescence_is_refused(tmp_path: Path) -> None:
@@ -286,16 +345,68 @@ def test_reading_ahead_is_bounded(square: Path, monkeypatch: pytest.MonkeyPatch)
 
     class Pool(ThreadPoolExecutor):
         def submit(self, function, /, *values):  # type: ignore[no-untyped-def]
-            submitted.append(values[2])
+            submitted.append(len(values[1]))
             return super().submit(function, *values)
 
     with Slide.open(square) as slide:
         grid = tile_grid(slide, TissueSettings(), TileSettings())
-        monkeypatch.setattr(slide_module, "ThreadPoolExecutor", Pool)
-        batches = read_batches(slide, grid, 1, readers=2)
+        monkeypatch.setattr(tile_reader, "ThreadPoolExecutor", Pool)
+        batches = read_batches(slide, grid, 1, 2)
         next(batches)
-        assert submitted == [0, 1, 2]
+        assert submitted == [1, 1, 1]  # one for each reader, and one
         batches.close()
+        submitted.clear()
+        monkeypatch.setattr(tile_reader, "AHEAD", 4)
+        batches = read_batches(slide, grid, 2, 2, turns=True)
+        for wanted in (6, 6, 6, 9):  # nothing is decoded while what was decoded is in use
+            next(batches)
+            assert sum(submitted) == wanted
+        batches.close()
+
+
+def pyramid(path: Path, mpp: tuple[float, float] = (0.25, 0.25)) -> Path:
+    """Noisy tissue with a second level a quarter the size."""
+    rng = np.random.default_rng(0)
+    first = np.kron(rng.integers(0, 60, (750, 1000, 3)), np.ones((2, 2, 1))).astype(np.uint8) + np.array([140, 60, 110], np.uint8)
+    return write_slide(path, first, block_means(block_means(first, 2), 2), mpp=mpp)
+
+
+@pytest.mark.parametrize(("mpp", "overlap"), [(0.25, 0), (0.31, 0), (0.5, 0), (0.5, 50), (1.0, 0), (1.13, 20)])
+def test_tiles_from_blocks_are_those_read_one_by_one(tmp_path: Path, mpp: float, overlap: int) -> None:
+    with Slide.open(pyramid(tmp_path / "p.tif")) as slide:
+        grid = tile_grid(slide, TissueSettings(blur_samples=0), TileSettings(size_px=96, mpp=mpp, overlap_px=overlap))
+        got = np.concatenate(list(read_batches(slide, grid, 5, 2)))
+        one_by_one = [tile_reader.read_tile(slide, int(x), int(y), grid.size0_px, 96) for x, y in grid.xy_px]
+    assert len(got) == len(grid.xy_px) >= 15
+    assert np.array_equal(got, one_by_one)
+
+
+@pytest.mark.parametrize("keep", [tile_reader.KEEP_BYTES, 1])
+def test_a_pyramid_tile_is_decoded_once_and_forgotten(tmp_path: Path, keep: int) -> None:
+    with Slide.open(pyramid(tmp_path / "p.tif")) as slide:
+        grid = tile_grid(slide, TissueSettings(blur_samples=0), TileSettings(size_px=96, mpp=0.25))
+        blocks = tile_reader.Blocks(tile_reader.Cut.of(slide, grid.size0_px, 96), grid.xy_px, keep)
+        decoded: list[tuple[int, ...]] = []
+        read = slide.read_region_rgb
+        slide.read_region_rgb = lambda *where: (decoded.append(where), read(*where))[1]  # type: ignore[method-assign]
+        most = 0
+        for x, y in grid.xy_px.tolist():
+            blocks.tile(x, y)
+            most = max(most, len(blocks._held))
+    assert all(x % 256 == y % 256 == 0 and size == [256, 256] for x, y, _, *size in decoded)
+    assert len(set(decoded)) == 8 * 6
+    assert len(decoded) == 8 * 6 if keep > 1 else len(decoded) > 8 * 6
+    assert most <= (16 if keep > 1 else 1) and not blocks._held  # two rows of eight
+
+
+def test_a_tile_between_the_pixels_of_a_level_lies_where_it_should(tmp_path: Path) -> None:
+    ramp = np.repeat((np.arange(400) // 2 + 20)[None, :, None], 400, 0).repeat(3, 2).astype(np.uint8)
+    quarter = np.repeat((np.arange(100) * 2 + 20)[None, :, None], 100, 0).repeat(3, 2).astype(np.uint8)
+    with Slide.open(write_slide(tmp_path / "ramp.tif", ramp, quarter), mpp=0.25) as slide:
+        tiles = {x: tile_reader.read_tile(slide, x, 0, 192.0, 48)[20, 8:-8, 0].astype(float) for x in (40, 41, 42, 44)}
+    assert np.array_equal(tiles[40], quarter[0, 18:50, 0])
+    assert np.array_equal(tiles[44] - tiles[40], np.full(32, 2.0))
+    assert np.abs(tiles[42] - tiles[40] - 1.0).max() <= 0.5 and tiles[40].mean() < tiles[41].mean() + 0.5 <= tiles[42].mean()
 
 
 def test_closing_waits_for_the_readers(square: Path) -> None:
@@ -315,7 +426,7 @@ def test_damage_met_by_a_reader_thread_surfaces(square: Path, monkeypatch: pytes
 
     with Slide.open(square) as slide:
         grid = tile_grid(slide, TissueSettings(), TileSettings())
-        monkeypatch.setattr(slide, "_handle", type("Handle", (), {"read_region": broken, "close": lambda _: None})())
+        monkeypatch.setattr(slide._handle, "read_region", broken)
         with pytest.raises(BadSlide, match=r"square\.tif.*TIFFRGBAImageGet"):
             list(read_batches(slide, grid, 4))
 
@@ -387,3 +498,15 @@ def test_means_of_blocks_are_exact(block_px: int) -> None:
         for column in range(found.shape[1]):
             block = picture[row * block_px : (row + 1) * block_px, column * block_px : (column + 1) * block_px].reshape(-1, 3)
             assert np.array_equal(found[row, column], np.floor(block.mean(axis=0) + 0.5))
+
+
+@needs_data
+def test_label_and_macro_pictures_are_never_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = DATA / "data" / "slides" / "CMU-1-Small-Region.svs"
+    with openslide.OpenSlide(path) as handle:
+        assert "label" in handle.associated_images  # there is one to leave alone
+    monkeypatch.setattr(openslide.OpenSlide, "associated_images", property(lambda _: pytest.fail("read the label")))
+    monkeypatch.setattr(openslide.lowlevel, "read_associated_image", lambda *_: pytest.fail("read the label"))
+    with Slide.open(path) as slide:
+        slide.thumbnail(64)
+        read_tiles(slide, tile_grid(slide, TissueSettings(), TileSettings()), 0, 1)

@@ -19,8 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from HARM3Logic.errors import BadCheckpoint, BadOption, BadSlide, Cancelled
+from HARM3Logic.features import slide_features
 from HARM3Logic.slide import Slide, TileGrid, TileSettings, TissueSettings, read_tiles, tile_grid
-from HARM3Logic.tile_encoder import EncoderEntry, TileEncoder, default_path, read_entry, save_encoder, slide_features
+from HARM3Logic.tile_encoder import EncoderEntry, TileEncoder, default_path, read_entry, save_encoder
 
 DATA = Path(os.environ.get("HARM3_TEST_DATA", "/nonexistent"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="HARM3_TEST_DATA names no folder with data/ and parity/")
