@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from HARM3Logic.models.layers import AttentionPooling, CrossAttention, RelativeBias, SelfAttention
+from HARM3Logic.models.layers import AttentionPooling, CoAttention, CrossAttention, GatedPooling, RelativeBias, SelfAttention
 
 
 def load(parity, name):
@@ -85,3 +85,94 @@ def test_bias_depends_on_offsets_alone(shift):
     places = torch.tensor([[0, 0], [1, 2], [0, 4]])
     torch.testing.assert_close(bias(places), bias(places + torch.tensor([0, shift])))
     assert not torch.equal(bias(places)[:, 0, 1], bias(places)[:, 1, 0])  # a direction, not a distance
+
+
+def check(golden, tolerance, name, got):
+    t = tolerance[f"output.{name}"]
+    torch.testing.assert_close(got.detach(), golden[f"output.{name}"], rtol=t["rtol"], atol=t["atol"], msg=lambda text: f"{name}: {text}")
+
+
+def starting(golden, names):
+    """The golden weights under other names: start to start."""
+    plain = {key.removeprefix("weight."): value for key, value in golden.items() if key.startswith("weight.")}
+    return {new + key.removeprefix(old): value for old, new in names.items() for key, value in plain.items() if key.startswith(old)}
+
+
+def gated(golden, start, width, hidden):
+    pooling = GatedPooling(width, hidden)
+    names = {f"{start}attention_a.0.": "content.", f"{start}attention_b.0.": "gate.", f"{start}attention_c.": "score."}
+    pooling.load_state_dict(starting(golden, names))
+    return pooling
+
+
+@pytest.mark.parametrize("cases", [1, 3])
+def test_coattention_of_mcat(parity, cases):
+    golden, tolerance = load(parity, "mcat_coattn")
+    layer = CoAttention(64)
+    layer.load_state_dict(starting(golden, {"coattn.": "attention."}))
+    asking, bag = (golden[f"input.{name}.B{cases}"].transpose(0, 1) for name in ("query", "key"))
+    attended, attention = layer(asking, bag)
+    check(golden, tolerance, f"B{cases}.coattn", attended.transpose(0, 1))
+    check(golden, tolerance, f"B{cases}.coattn_raw", layer.scores(asking, bag))
+    check(golden, tolerance, f"B{cases}.coattn_softmax", attention[:, None])
+    if cases == 1:
+        pooling = gated(golden, "attention_head.", 64, 64)
+        check(golden, tolerance, "B1.pool_A_raw", pooling.scores(attended)[0])
+        check(golden, tolerance, "B1.pooled", pooling(attended)[0][0])
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 120])
+def test_gated_attention_of_ilse(parity, count):
+    golden, tolerance = load(parity, "gated_abmil")
+    pooling = GatedPooling(64, 32)
+    pooling.load_state_dict(starting(golden, {"attention_V.0.": "content.", "attention_U.0.": "gate.", "attention_w.": "score."}))
+    bag = golden[f"input.H.N{count}"][None]
+    pooled, attention = pooling(bag)
+    check(golden, tolerance, f"N{count}.A_raw", pooling.scores(bag)[0])
+    check(golden, tolerance, f"N{count}.A", attention[0])
+    check(golden, tolerance, f"N{count}.Z", pooled[0])
+
+
+@pytest.mark.parametrize("count", [1, 50, 133])
+def test_the_stack_of_mcat(parity, count):
+    """Co-attention, two post-norm transformers, gated pooling, from the co-attended tokens to the scores of the classes."""
+    golden, tolerance = load(parity, "mcat_stack")
+    coattention = CoAttention(64)
+    coattention.load_state_dict(starting(golden, {"coattn.": "attention."}))
+    names = {"wsi_net.0.": "wsi.", "mm.": "mm.", "classifier.": "classifier.", "path_rho.0.": "path.", "omic_rho.0.": "omic."}
+    own = starting(golden, names)
+    tokens = golden["output.h_omic_bag"].transpose(0, 1)
+    bag = nn.functional.linear(golden[f"input.x_path.N{count}"], own["wsi.weight"], own["wsi.bias"]).relu()[None]
+    attended, _ = coattention(tokens, bag)
+    check(golden, tolerance, f"N{count}.h_coattn", attended.transpose(0, 1))
+    check(golden, tolerance, f"N{count}.A_coattn_raw", coattention.scores(tokens, bag))
+    vectors = []
+    for branch, given in (("path", attended), ("omic", tokens)):
+        layer = nn.TransformerEncoderLayer(64, 8, 128, dropout=0.25, activation="relu", batch_first=True)
+        transformer = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        transformer.load_state_dict(starting(golden, {f"{branch}_transformer.": ""}))
+        mixed = transformer.eval()(given)
+        check(golden, tolerance, f"N{count}.h_{branch}_trans", mixed.transpose(0, 1))
+        pooling = gated(golden, f"{branch}_attention_head.", 64, 64)
+        check(golden, tolerance, f"N{count}.A_{branch}_raw", pooling.scores(mixed)[0])
+        vectors.append(nn.functional.linear(pooling(mixed)[0][0, 0], own[f"{branch}.weight"], own[f"{branch}.bias"]).relu())
+        check(golden, tolerance, f"N{count}.h_{branch}", vectors[-1])
+    fused = nn.functional.linear(torch.cat(vectors), own["mm.0.weight"], own["mm.0.bias"]).relu()
+    fused = nn.functional.linear(fused, own["mm.2.weight"], own["mm.2.bias"]).relu()
+    check(golden, tolerance, f"N{count}.logits", nn.functional.linear(fused, own["classifier.weight"], own["classifier.bias"])[None])
+
+
+@pytest.mark.parametrize("layer", [CoAttention(16), GatedPooling(16, 8, rows=2)])
+def test_a_bag_is_read_without_its_padding_and_an_empty_one_gives_zeros(layer):
+    torch.manual_seed(0)
+    bag, asking = torch.randn(3, 7, 16), [torch.randn(3, 4, 16)] * isinstance(layer, CoAttention)
+    present = torch.arange(7) < torch.tensor([[7], [3], [0]])
+    out, attention = layer(*asking, bag, present)
+    loud = bag + 50.0 * ~present[..., None]
+    torch.testing.assert_close(layer(*asking, loud, present)[0], out)
+    short, _ = layer(*[rows[1:2] for rows in asking], bag[1:2, :3])
+    torch.testing.assert_close(out[1:2], short)
+    assert not out[2].any()
+    torch.testing.assert_close(attention.sum(dim=2), present.any(dim=1)[:, None].float().expand(-1, attention.shape[1]))
+    out.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in layer.parameters())

@@ -9,10 +9,19 @@ from HARM3Logic.batch import Batch
 from HARM3Logic.checkpoint import build
 from HARM3Logic.errors import MissingInput
 from HARM3Logic.models import MODELS
+from HARM3Logic.models.c3d import C3DConfig
+from HARM3Logic.models.clam import CLAMConfig
+from HARM3Logic.models.ct_clinical import CTClinicalConfig
 from HARM3Logic.models.ensemble import EnsembleConfig
 from HARM3Logic.models.harm3_fusion import HARM3Fusion, compact, paper
+from HARM3Logic.models.hmcat import HMCATConfig
 from HARM3Logic.models.ldvae import LdvaeConfig
+from HARM3Logic.models.m2fusion import M2FusionConfig
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
+from HARM3Logic.models.resnet3d_classifier import ResNet3DConfig
+from HARM3Logic.models.rpnet3d import RPNet3DConfig
+from HARM3Logic.models.transmil import TransMILConfig
+from HARM3Logic.models.vit3d import ViTConfig
 
 SHAPE = (8, 32, 32)
 FEATURES = 24
@@ -32,6 +41,22 @@ def tiny_ensemble():
 
 
 TINY = {"harm3_fusion": tiny, "harm3_fusion_ensemble": tiny_ensemble}
+TINY |= {
+    "c3d": lambda: C3DConfig(widths=(4, 4, 8, 8, 8), hidden=16, cam_layer="conv3b"),
+    "resnet3d": lambda: ResNet3DConfig(trunk=TrunkConfig(depth=10, widen=1 / 16, output_stride=16)),
+    "rpnet3d": lambda: RPNet3DConfig(base=2, cam_layer="enc2"),
+    "clam": lambda: CLAMConfig(FEATURES, 32, 16, "multi", standardise=True),
+    "transmil": lambda: TransMILConfig(FEATURES, 32, 4, 8, standardise=True),
+}
+
+VIT = ViTConfig(volume_shape=SHAPE, patch=(4, 8, 8), width=16, heads=2, layers=1, hidden=32)
+TINY["hmcat"] = lambda: HMCATConfig(
+    trunk=TrunkConfig(depth=10, widen=1 / 16, output_stride=16), width=32, hidden=64, tile_features=FEATURES, standardise=True
+)
+TINY["m2fusion"] = lambda: M2FusionConfig(
+    trunk=TrunkConfig(depth=10, widen=1 / 16, output_stride=16), width=32, gate=16, tile_features=FEATURES, standardise=True
+)
+TINY["ct_clinical"] = lambda: CTClinicalConfig(trunk=VIT, levels=(0, 2, 3), width=24, heads=2, hidden=32, head=8, needs=("ct",))
 
 
 def some_batch(cases=3, tiles=6, seed=0):
@@ -45,6 +70,9 @@ def some_batch(cases=3, tiles=6, seed=0):
         tumour=(torch.rand(cases, 2, *SHAPE, generator=generator) > 0.9).float(),
         tiles=bag * mask[..., None],
         tile_mask=mask,
+        ct=torch.randn(cases, *SHAPE, generator=generator),
+        clinical=torch.tensor([[61.0, 1, 2]]) * torch.rand(cases, 3, generator=generator).round(),
+        clinical_mask=torch.tensor([[True, True, True], [True, False, True], [False, False, True]])[:cases],
         label=torch.arange(cases) % 2,
     )
 
@@ -99,8 +127,9 @@ def test_config_survives_plain_values(model):
 
 
 def test_a_missing_input_is_named(model):
-    with pytest.raises(MissingInput, match="mri"):
-        model.eval()(dataclasses.replace(some_batch(), mri=None))
+    name = {"slide": "tiles", "ct": "ct"}.get(model.inputs()[0], "mri")
+    with pytest.raises(MissingInput, match=name):
+        model.eval()(dataclasses.replace(some_batch(), **{name: None}))
 
 
 def without(batch, volumes=(), slide=False):

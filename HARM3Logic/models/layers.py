@@ -72,6 +72,94 @@ class CrossAttention(nn.Module):
         return fused, attention.mean(dim=1)
 
 
+class CoAttention(nn.Module):
+    """Tokens of one modality ask a bag of another: multi-head attention whose keys are its values. A case without a bag gets zeros.
+
+    Source: MCAT, Chen et al. 2021, eq. 3, and its official code: one head, `nn.MultiheadAttention`'s projections with biases.
+    """
+
+    def __init__(self, width: int, heads: int = 1) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(
+        self, asking: Float[Tensor, "B Q E"], bag: Float[Tensor, "B N E"], present: Bool[Tensor, "B N"] | None = None
+    ) -> tuple[Float[Tensor, "B Q E"], Float[Tensor, "B Q N"]]:
+        """The co-attended tokens and the attention over the bag (mean of the heads; zero for an empty bag)."""
+        if present is None:
+            present = torch.ones(bag.shape[:2], dtype=torch.bool, device=bag.device)
+        filled = present.any(dim=1)[:, None, None]
+        # what is not there is not read; an empty bag has nothing to normalise over, so that all of it is read and then cleared
+        attended, attention = self.attention(asking, bag, bag, key_padding_mask=~present & filled[:, 0])
+        return attended * filled, attention * filled
+
+    def scores(self, asking: Float[Tensor, "B Q E"], bag: Float[Tensor, "B N E"]) -> Float[Tensor, "B heads Q N"]:
+        """Each head's q k^T / sqrt(d), before the softmax."""
+        part, heads = self.attention, self.attention.num_heads
+        (query, key, _), (query_bias, key_bias, _) = part.in_proj_weight.chunk(3), part.in_proj_bias.chunk(3)
+        q, k = _split(F.linear(asking, query, query_bias), heads), _split(F.linear(bag, key, key_bias), heads)
+        return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+
+class GatedPooling(nn.Module):
+    """A bag of any length to K weighted means: (B, N, E) -> (B, K, E); an empty bag gives zeros.
+
+    Args:
+        hidden: width of the space in which a token is scored.
+        rows: K, each with its own attention.
+
+    Source: gated attention, Ilse et al. 2018, eqs. 8 and 9; dropout on both factors as in CLAM and MCAT.
+    """
+
+    def __init__(self, width: int, hidden: int, rows: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.content = nn.Linear(width, hidden)
+        self.gate = nn.Linear(width, hidden)
+        self.score = nn.Linear(hidden, rows)
+        self.dropout = nn.Dropout(dropout)
+
+    def scores(self, bag: Float[Tensor, "B N E"]) -> Float[Tensor, "B K N"]:
+        """Before the softmax."""
+        scored = self.score(self.dropout(self.content(bag).tanh()) * self.dropout(self.gate(bag).sigmoid()))  # eq. 9
+        return scored.transpose(1, 2)
+
+    def forward(
+        self, bag: Float[Tensor, "B N E"], present: Bool[Tensor, "B N"] | None = None
+    ) -> tuple[Float[Tensor, "B K E"], Float[Tensor, "B K N"]]:
+        """The pooled tokens and the attention over the bag."""
+        scores = self.scores(bag)
+        if present is not None:
+            filled = present.any(dim=1)[:, None, None]
+            scores = scores.masked_fill(~present[:, None] & filled, -torch.inf)
+            attention = scores.softmax(dim=-1) * filled
+        else:
+            attention = scores.softmax(dim=-1)
+        return attention @ bag, attention  # eq. 8
+
+
+class FeatureScale(nn.Module):
+    """Features less their mean, over their spread, both of all tiles seen in training so far; absent tiles are zero.
+
+    Unlike a batch norm it never uses the batch's own statistics: a bag that is a batch would lose what sets it apart from others.
+
+    Source: ours. An encoder's features share a large mean, under which what differs between slides is learned late.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.seen = nn.BatchNorm1d(width, affine=False, momentum=None)
+
+    def forward(self, tiles: Float[Tensor, "B N F"], present: Bool[Tensor, "B N"]) -> Float[Tensor, "B N F"]:
+        scaled = torch.zeros_like(tiles)
+        rows = tiles[present]
+        if self.training and len(rows) > 1:  # a single tile has no spread to learn from
+            with torch.no_grad():
+                self.seen(rows)
+        seen = self.seen
+        scaled[present] = F.batch_norm(rows, seen.running_mean, seen.running_var, eps=seen.eps).to(tiles.dtype)
+        return scaled
+
+
 class RelativeBias(nn.Module):
     """What two tokens' places say about each other, one number per head: sequence, timepoint and 3D offset.
 

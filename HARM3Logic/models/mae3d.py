@@ -1,0 +1,105 @@
+"""Masked autoencoder: a CT trunk that learns without labels to fill in what it does not see.
+
+    ct (N D H W) -> patch tokens (N L E) --a quarter of them--> trunk (N l E) --linear, mask tokens and places--> (N L e)
+        --decoder--> patches (N L P)         loss: squared error on the patches that were hidden
+
+Source: He et al. 2022, sections 3 and 4.1 (mask ratio, loss on hidden patches, targets normalised in each patch). Written from the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from HARM3Logic.models.vit3d import ViTConfig, ViTTrunk, block
+
+EVEN = 1e-6  # added to a patch's variance: air is the same everywhere
+
+
+@dataclass(frozen=True)
+class MAEConfig:
+    """Args:
+    hidden_share: of the patches that the trunk does not see.
+    """
+
+    trunk: ViTConfig = field(default_factory=ViTConfig)
+    hidden_share: float = 0.75
+    width: int = 192
+    heads: int = 6
+    layers: int = 4
+    hidden: int = 768
+
+
+class MAE3D(nn.Module):
+    """See the module's diagram; `trunk` is what is kept."""
+
+    def __init__(self, config: MAEConfig = MAEConfig()) -> None:
+        super().__init__()
+        self.config = c = config
+        self.trunk = ViTTrunk(c.trunk)
+        d, h, w = c.trunk.map_shape
+        p, q, r = c.trunk.patch
+        self.to_width = nn.Linear(c.trunk.width, c.width)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, c.width) * 0.02)
+        self.places = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, d * h * w, c.width), std=0.02))
+        self.decoder = nn.Sequential(*(block(c.width, c.heads, c.hidden) for _ in range(c.layers)), nn.LayerNorm(c.width))
+        self.to_patch = nn.Linear(c.width, p * q * r)
+
+    def forward(self, ct: Float[Tensor, "N D H W"], generator: torch.Generator | None = None) -> Float[Tensor, ""]:
+        """The loss under a fresh random mask."""
+        found, hidden = self.fill_in(ct, generator)
+        error = (found - normalised(self.patches(ct))) ** 2
+        return error.mean(dim=2)[hidden].mean()
+
+    def fill_in(
+        self, ct: Float[Tensor, "N D H W"], generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "N L P"], Bool[Tensor, "N L"]]:
+        """Every patch as the model believes it to be (in the patch's own units), and which it did not see."""
+        tokens = self.trunk.tokens(ct)
+        cases, count, width = tokens.shape
+        kept = max(1, round(count * (1 - self.config.hidden_share)))
+        order = torch.rand(cases, count, generator=generator).argsort(dim=1).to(ct.device)
+        shown = order[:, :kept]
+        seen = self.to_width(self.trunk.encode(tokens.gather(1, shown[..., None].expand(-1, -1, width))))
+        full = self.mask_token.to(seen.dtype).expand(cases, count, -1)
+        full = full.scatter(1, shown[..., None].expand(-1, -1, seen.shape[2]), seen)
+        hidden = torch.ones(cases, count, dtype=torch.bool, device=ct.device).scatter(1, shown, False)
+        return self.to_patch(self.decoder(full + self.places)).float(), hidden
+
+    def patches(self, ct: Float[Tensor, "N D H W"]) -> Float[Tensor, "N L P"]:
+        """The volume's patches, in the order of the trunk's tokens."""
+        c = self.config.trunk
+        (d, h, w), (p, q, r) = c.map_shape, c.patch
+        cut = ct.reshape(len(ct), d, p, h, q, w, r)
+        return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(ct), d * h * w, p * q * r)
+
+    def assemble(self, patches: Float[Tensor, "N L P"]) -> Float[Tensor, "N D H W"]:
+        """The volume of its patches."""
+        c = self.config.trunk
+        (d, h, w), (p, q, r) = c.map_shape, c.patch
+        parts = patches.reshape(len(patches), d, h, w, p, q, r)
+        return parts.permute(0, 1, 4, 2, 5, 3, 6).reshape(len(patches), d * p, h * q, w * r)
+
+    @torch.inference_mode()
+    def pictures(
+        self, ct: Float[Tensor, "N D H W"], generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "N D H W"], Float[Tensor, "N D H W"]]:
+        """The volume as it was shown (hidden patches at the window's lower end), and with them filled in."""
+        found, hidden = self.fill_in(ct, generator)
+        own = self.patches(ct)
+        mean, spread = _statistics(own)  # the answer is in the patch's own units: its mean and spread are lent to it
+        filled = torch.where(hidden[..., None], found * spread + mean, own)
+        return self.assemble(own.masked_fill(hidden[..., None], -1.0)), self.assemble(filled)
+
+
+def normalised(patches: Float[Tensor, "N L P"]) -> Float[Tensor, "N L P"]:
+    """Each patch with mean 0 and variance 1."""
+    mean, spread = _statistics(patches)
+    return (patches - mean) / spread
+
+
+def _statistics(patches: Float[Tensor, "N L P"]) -> tuple[Float[Tensor, "N L 1"], Float[Tensor, "N L 1"]]:
+    return patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + EVEN).sqrt()

@@ -1,0 +1,45 @@
+"""Optimisers, and learning rates that fall in steps, as the authors of the comparison methods use them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from timm.optim import Lookahead
+from torch import nn
+
+from Training.experiment import Experiment
+
+MOMENTUM = 0.9
+
+
+def build(experiment: Experiment, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of all parameters; a group's `factor` multiplies its learning rate."""
+    slow, fast = [], []
+    for name, parameter in model.named_parameters():
+        (fast if name.startswith(experiment.tenfold) else slow).append(parameter)
+    groups = [{"params": slow, "factor": 1.0}] + ([{"params": fast, "factor": 10.0}] if fast else [])
+    rate, decay = experiment.learning_rate, experiment.weight_decay
+    if experiment.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM, weight_decay=decay)
+    if experiment.optimiser == "lookahead_radam":
+        # timm's steps back every 6th time to halfway, Zhang et al. 2019; decoupled decay as in the authors' RAdam
+        lookahead: torch.optim.Optimizer = Lookahead(torch.optim.RAdam(groups, lr=rate, weight_decay=decay, decoupled_weight_decay=True))
+        return lookahead
+    kind = torch.optim.Adam if experiment.optimiser == "adam" else torch.optim.AdamW
+    return kind(groups, lr=rate, weight_decay=decay)
+
+
+def decayed(experiment: Experiment, epoch: int, inner: Sequence[float]) -> float:
+    """Factor on the learning rate of an epoch.
+
+    Args:
+        inner: inner-validation losses of the epochs before.
+    """
+    best, since, halvings = math.inf, 0, 0
+    for loss in inner if experiment.plateau else ():
+        best, since = (loss, 0) if loss < best else (best, since + 1)
+        if since >= experiment.plateau:
+            halvings, since = halvings + 1, 0
+    return 0.1 ** sum(epoch >= step for step in experiment.decay_at) * 0.5**halvings
