@@ -1,8 +1,9 @@
-"""The command line: harm3 demo | predict | batch | check | info | phantom | worker."""
+"""The command line: harm3 demo | predict | batch | check | info | features | phantom | import-weights | worker."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import traceback
 from collections.abc import Sequence
@@ -10,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from HARM3Logic import __version__
-from HARM3Logic.case import MRI, Case
+from HARM3Logic.case import MASKS, MRI, Case
 from HARM3Logic.errors import BadOption, HARM3Error
 
 DEMO_SEED = 2024
-BASIC = (*MRI, "slide", "tumour_pre", "tumour_post")
+BASIC = (*MRI, "slide", "ct", "clinical", *MASKS)
+POINT = "--tumour-point"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0; 2 for what the user can mend, told in one line; 1 for a bug of ours."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     try:
         return int(options.run(options))
     except HARM3Error as error:
@@ -32,6 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("harm3: this is a bug of ours; please report the lines above.", file=sys.stderr)
         return 1
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the point's option and value as one: argparse takes a value such as -12,4,80 for an option."""
+    found: list[str] = []
+    for argument in arguments:
+        if found and found[-1] == POINT:
+            found[-1] += f"={argument}"
+        else:
+            found.append(argument)
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("case", nargs="?", type=Path, metavar="CASE.json", help="the case")
     for name in BASIC:
         predict.add_argument(f"--{name.replace('_', '-')}", type=Path, nargs="+" if name == "slide" else None, metavar="FILE")
+    predict.add_argument(POINT, metavar="X,Y,Z", help="a point in the tumour on the CT where no mask is given (mm, LPS)")
     predict.add_argument("--mpp", type=float, help="µm per pixel of the slide when its file does not say")
     predict.add_argument("--case-id", help="name of a case given by its files (default: case)")
     predict.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -75,14 +89,36 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("checkpoint", nargs="?", type=Path, help="default: the demo checkpoint")
     info.set_defaults(run=_info)
 
+    features = commands.add_parser("features", help="turn slides into files of tile features; a stopped run goes on")
+    features.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="a slide file, a folder of one DICOM slide, or a picture")
+    features.add_argument("--out", type=Path, required=True, help="folder of <slide>.h5")
+    features.add_argument("--encoder", default="default", help="a tile encoder's file (default: the one that ships)")
+    features.add_argument("--mpp", type=float, help="µm per pixel of the slides where their files do not say")
+    features.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
+    features.set_defaults(run=_features)
+
     phantom = commands.add_parser("phantom", help="make a cohort of synthetic patients whose truth is known")
     phantom.add_argument("--cases", type=int, required=True)
     phantom.add_argument("--seed", type=int, required=True)
     phantom.add_argument("--out", type=Path, required=True)
-    phantom.add_argument("--kind", choices=["hnscc"], default="hnscc", help="hnscc: four MRI volumes and a slide")
-    phantom.add_argument("--size", choices=["small", "full"], default="small", help="small: 2 mm voxels; full: a clinical matrix")
-    phantom.add_argument("--responders", type=float, default=0.3, help="expected share of responders (default: 0.3)")
+    phantom.add_argument(
+        "--kind", choices=["hnscc", "gist"], default="hnscc", help="hnscc: four MRI volumes and a slide; gist: CT and clinical values"
+    )
+    phantom.add_argument("--size", choices=["small", "full"], default="small", help="small: coarse voxels; full: a clinical matrix")
+    phantom.add_argument("--responders", type=float, help="expected share of responders (default: 0.3; gist: 0.545)")
+    phantom.add_argument("--crops", type=int, default=0, help="gist: crops of further patients without labels, for pretraining")
     phantom.set_defaults(run=_phantom)
+
+    imported = commands.add_parser(
+        "import-weights", help="make a checkpoint of published CLAM or TransMIL weights", description="The second class is the responder."
+    )
+    imported.add_argument("weights", type=Path, metavar="WEIGHTS.pt", help="a state dict of the official code")
+    imported.add_argument("--model", choices=["clam", "transmil"], required=True)
+    imported.add_argument("--out", type=Path, required=True, metavar="CHECKPOINT.safetensors")
+    imported.add_argument("--encoder", default="default", help="file of the tile encoder they were trained with (default: ours)")
+    imported.add_argument("--mpp", type=float, default=0.5, help="µm per pixel of the tiles they were trained with (default: 0.5)")
+    imported.add_argument("--compat-nystrom-009", action="store_true", help="TransMIL trained with nystrom-attention 0.0.9")
+    imported.set_defaults(run=_import_weights)
 
     worker = commands.add_parser("worker", help="take jobs as JSON lines on stdin, until it closes; how Slicer predicts")
     worker.set_defaults(run=_worker)
@@ -119,11 +155,19 @@ def _case(options: argparse.Namespace) -> Case:
             "predict takes either a CASE.json or the files of one case, and got " + ("both." if given else "neither."), "Give one."
         )
     if options.case is not None:
-        if options.mpp is not None or options.case_id is not None:
-            raise BadOption("--mpp and --case-id are given beside a CASE.json, which says both itself.", "Write them into the file.")
+        if options.mpp is not None or options.case_id is not None or options.tumour_point is not None:
+            raise BadOption(f"--mpp, --case-id or {POINT} is given beside a CASE.json, which says it itself.", "Write it into the file.")
         return Case.read(options.case)
     inputs = {name: tuple(paths) if isinstance(paths, list) else (paths,) for name, paths in given.items()}
-    return Case(options.case_id or "case", inputs, slide_mpp=options.mpp)
+    return Case(options.case_id or "case", inputs, slide_mpp=options.mpp, tumour_point_mm=_point(options.tumour_point))
+
+
+def _point(text: str | None) -> tuple[float, float, float] | None:
+    try:
+        x, y, z = (float(part) for part in text.split(",")) if text is not None else (math.nan, 0.0, 0.0)
+    except ValueError as error:
+        raise BadOption(f"{POINT} is {text!r}; three numbers x,y,z in mm (LPS) are wanted.", "Correct it.") from error
+    return None if text is None else (x, y, z)
 
 
 def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
@@ -143,9 +187,10 @@ def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
         prediction = Predictor(options.checkpoint, options.device)(case, ignore_masks=options.ignore_masks, on_event=show)
         prediction.write(out)
     low, high = prediction.values["interval"]
+    outcome = "response" if set(prediction.values["inputs"]) <= {"ct", "clinical"} else "pCR"
     for warning in prediction.values["warnings"]:
         print(f"warning: {warning['message']}", file=sys.stderr)
-    print(f"{prediction.case_id}: probability of pCR {prediction.probability:.0%} (95 % interval {low:.0%} to {high:.0%})")
+    print(f"{prediction.case_id}: probability of {outcome} {prediction.probability:.0%} (95 % interval {low:.0%} to {high:.0%})")
     print(f"Decision: {prediction.decision}")
     if prediction.values["model"]["synthetic"]:
         print("The model was trained on synthetic phantoms: for trying out, not for patients.")
@@ -206,19 +251,71 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _features(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from HARM3Logic.device import choose
+    from HARM3Logic.features import write_collection
+    from HARM3Logic.tile_encoder import TileEncoder
+
+    encoder = TileEncoder.load(options.encoder, str(choose(options.device)))
+    current = ""
+    with tqdm(unit="tile", leave=False, disable=None) as bar:
+
+        def show(name: str, tiles: int, done: int) -> None:
+            nonlocal current
+            if name != current:
+                current = name
+                bar.reset(tiles)
+                bar.set_description(name)
+                bar.initial = bar.n = done  # what was there already says nothing about the speed
+            bar.update(done - bar.n)
+
+        failures = write_collection(options.slides, encoder, options.out, mpp=options.mpp, on_progress=show)
+    for sentence in encoder.warnings:
+        print(f"warning: {sentence}", file=sys.stderr)
+    print(f"{len(options.slides) - len(failures)} of {len(options.slides)} slides: {options.out}")
+    for failure in failures:
+        print(f"harm3: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
 def _phantom(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from HARM3Logic.phantom import write_phantoms
+    from HARM3Logic import phantom, phantom_gist
 
-    with tqdm(total=options.cases, desc="phantoms", unit="case", disable=None) as bar:
+    gist = options.kind == "gist"
+    if options.crops and not gist:
+        raise BadOption(f"--crops is {options.crops} and the kind {options.kind}; only gist has crops.", "Add --kind gist.")
+    with tqdm(total=options.cases + options.crops, desc="phantoms", unit="case", disable=None) as bar:
 
         def show(done: int) -> None:
             bar.update(done - bar.n)
 
-        found = write_phantoms(options.out, options.cases, options.seed, options.size, options.responders, on_progress=show)
-    print(f"{found['cases']:.0f} synthetic cases, {found['responders']:.0%} responders: {options.out / 'cohort.csv'}")
-    print(f"best possible AUC {found['best_auc']:.3f}")
+        out, responders = options.out, options.responders
+        if gist:
+            share = phantom_gist.RESPONDERS if responders is None else responders
+            found = phantom_gist.write_phantoms(out, options.cases, options.seed, options.size, share, options.crops, on_progress=show)
+        else:
+            share = phantom.RESPONDERS if responders is None else responders
+            found = phantom.write_phantoms(out, options.cases, options.seed, options.size, share, on_progress=show)
+    if options.crops:
+        print(f"{options.crops} crops for pretraining: {out / 'crops'}")
+    if options.cases:
+        print(f"{found['cases']:.0f} synthetic cases, {found['responders']:.0%} responders: {out / 'cohort.csv'}")
+    for name, value in found.items():
+        if name.startswith("best_auc"):
+            print(f"best possible AUC{name.removeprefix('best_auc').replace('_', ', ')} {value:.3f}")
+    return 0
+
+
+def _import_weights(options: argparse.Namespace) -> int:
+    from HARM3Logic.import_weights import import_weights
+
+    old = options.compat_nystrom_009
+    card = import_weights(options.weights, options.model, options.out, encoder=options.encoder, mpp=options.mpp, compat_nystrom_009=old)
+    print(f"{card.model} of {card.config['tile_features']} features a tile: {options.out}")
     return 0
 
 

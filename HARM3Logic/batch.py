@@ -33,16 +33,20 @@ class Placement:
 class Prepared:
     """One case as the model sees it, and how to get back. Absent inputs are zeros with mask False, or None.
 
-    `tumour` is 0 or 1, and NaN at a timepoint without a mask.
+    `tumour` is 0 or 1, and NaN at a timepoint without a mask. `clinical` holds the values of the schema's variables, not scaled.
     """
 
     case_id: str
-    mri: Float[Tensor, "T S D H W"]
-    mri_mask: Bool[Tensor, "T S"]
-    body: Bool[Tensor, "D H W"]
+    mri: Float[Tensor, "T S D H W"] | None = None
+    mri_mask: Bool[Tensor, "T S"] | None = None
+    body: Bool[Tensor, "D H W"] | None = None
     tumour: Float[Tensor, "T D H W"] | None = None
     tiles: Float[Tensor, "N F"] | None = None
     tile_xy_um: Float[Tensor, "N 2"] | None = None
+    ct: Float[Tensor, "D H W"] | None = None
+    tumour_ct: Float[Tensor, "D H W"] | None = None
+    clinical: Float[Tensor, " V"] | None = None
+    clinical_mask: Bool[Tensor, " V"] | None = None
     label: int | None = None
     grid: Grid | None = None
     placements: Mapping[str, Placement] = field(default_factory=dict)
@@ -54,7 +58,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of B cases. Masks are True where something is present; absent entries are zero, tumours without a mask NaN."""
+    """Inputs of B cases. Masks are True where something is present; absent entries are zero, an absent CT or mask of the tumour NaN."""
 
     mri: Float[Tensor, "B T S D H W"] | None = None
     mri_mask: Bool[Tensor, "B T S"] | None = None
@@ -114,18 +118,20 @@ def collate(cases: Sequence[Prepared]) -> Batch:
                 bags["tiles"][row, : len(case.tiles)] = case.tiles
                 bags["tile_mask"][row, : len(case.tiles)] = True
                 bags["tile_xy_um"][row, : len(case.tiles)] = case.tile_xy_um
-    tumours = [case.tumour for case in cases]
     labels = [case.label for case in cases]
     return Batch(
-        mri=torch.stack([case.mri for case in cases]),
-        mri_mask=torch.stack([case.mri_mask for case in cases]),
-        tumour=None
-        if all(t is None for t in tumours)
-        else torch.stack([_unknown(c) if t is None else t for c, t in zip(cases, tumours, strict=True)]),
+        mri=_stacked([case.mri for case in cases]),
+        mri_mask=_stacked([case.mri_mask for case in cases], absent=False),
+        tumour=_stacked([case.tumour for case in cases], absent=torch.nan),
+        ct=_stacked([case.ct for case in cases], absent=torch.nan),
+        clinical=_stacked([case.clinical for case in cases]),
+        clinical_mask=_stacked([case.clinical_mask for case in cases], absent=False),
         label=torch.tensor([y for y in labels if y is not None]) if all(y is not None for y in labels) else None,
         **bags,
     )
 
 
-def _unknown(case: Prepared) -> Float[Tensor, "T D H W"]:
-    return torch.full_like(case.mri[:, 0], torch.nan)
+def _stacked(rows: Sequence[Tensor | None], absent: float = 0.0) -> Tensor | None:
+    """The cases' tensors as one, filled with `absent` where a case has none; None where no case has one."""
+    like = next((row for row in rows if row is not None), None)
+    return None if like is None else torch.stack([torch.full_like(like, absent) if row is None else row for row in rows])

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from HARM3Logic import __version__
 from HARM3Logic.card import FORMAT, default, missing, parse, unreadable
+from HARM3Logic.clinical import Schema
 from HARM3Logic.errors import BadCheckpoint
 from HARM3Logic.familiarity import Reference
 from HARM3Logic.models import MODELS
@@ -69,6 +70,7 @@ class Card:
         threshold: probability from which on a case counts as responder.
         uncertain_zone: probabilities for which the model says it does not know.
         training: cohort, folds, metrics with intervals, code version.
+        clinical: the variables of the clinical row, in the model's order.
     """
 
     model: str
@@ -82,6 +84,7 @@ class Card:
     uncertain_zone: tuple[float, float] = (0.5, 0.5)
     training: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
+    clinical: Schema = field(default_factory=Schema)
 
 
 @dataclass(frozen=True)
@@ -236,6 +239,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         inner = [a for a in typing.get_args(hint) if a is not type(None)]
         return None if value is None else _value(inner[0], value, where)
     if origin is tuple and isinstance(value, list):
+        first = typing.get_args(hint)[0]
+        if dataclasses.is_dataclass(first) and isinstance(first, type):
+            return tuple(from_plain(first, v, where) for v in value)
         return tuple(tuple(v) if isinstance(v, list) else v for v in value)
     return value
 

@@ -32,9 +32,12 @@ class Reference:
 
 def describe(case: Prepared) -> dict[str, Float[np.ndarray, " F"]]:
     """A few numbers per present input: contrast and texture of a volume, mean and spread of a slide's features."""
-    shown = case.mri_mask.flatten()
-    volumes = case.mri.flatten(0, 1)
-    found = {name: _volume(volumes[k], case.body) for k, name in enumerate(MRI) if shown[k]}
+    found: dict[str, Float[np.ndarray, " F"]] = {}
+    if case.mri is not None and case.mri_mask is not None and case.body is not None:
+        shown, volumes = case.mri_mask.flatten(), case.mri.flatten(0, 1)
+        found = {name: _volume(volumes[k], case.body) for k, name in enumerate(MRI) if shown[k]}
+    if case.ct is not None:
+        found["ct"] = _volume(case.ct, case.ct > -1)  # above the window's lower end
     if case.tiles is not None and len(case.tiles):
         found["slide"] = torch.cat([case.tiles.mean(dim=0), case.tiles.std(dim=0, unbiased=False)]).double().numpy()
     return found

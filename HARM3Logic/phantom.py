@@ -130,7 +130,7 @@ def write_phantoms(
         raise BadOption(f"phantom: the folder {str(out)!r} cannot be written ({error.strerror}).", "Choose another.") from error
     work = partial(_write_case, out=out, seed=seed, size=size, offset=offset_for(responders))
     truths = []
-    for done, truth in enumerate(_each(work, cases, os.cpu_count() or 1 if workers is None else workers), start=1):
+    for done, truth in enumerate(each(work, cases, os.cpu_count() or 1 if workers is None else workers), start=1):
         truths.append(truth)
         if on_progress:
             on_progress(done)
@@ -141,7 +141,8 @@ def write_phantoms(
     return {"cases": cases, "responders": float(label.mean()), "best_auc": best}
 
 
-def _each(work: Callable[[int], dict[str, Any]], cases: int, workers: int) -> Iterator[dict[str, Any]]:
+def each(work: Callable[[int], dict[str, Any]], cases: int, workers: int) -> Iterator[dict[str, Any]]:
+    """The work for each number below `cases`, in order, by so many processes; 0 does it in this one."""
     if workers == 0 or cases == 1:
         yield from map(work, range(cases))
         return

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from HARM3Logic import __version__, checkpoint, report, volume
+from HARM3Logic import __version__, checkpoint, clinical, report, volume
 from HARM3Logic.batch import Prepared, collate
 from HARM3Logic.case import TIMEPOINTS, Case
+from HARM3Logic.checkpoint import Card
 from HARM3Logic.device import Precision, best_precision, choose
 from HARM3Logic.errors import MissingInput, OutOfMemory
 from HARM3Logic.explain import Explanation, explain
@@ -72,7 +73,7 @@ class Predictor:
             Cancelled: raised by `on_event`.
         """
         card = self.checkpoint.card
-        absent = [name for name in card.inputs if name not in case.inputs]
+        absent = [name for name in card.inputs if name not in case.inputs and not (name == "clinical" and case.clinical)]
         needed = [name for name in card.config.get("needs", ()) if name in absent]
         if needed:
             raise MissingInput(
@@ -80,7 +81,10 @@ class Predictor:
                 f"Load {needed[0]} or choose a checkpoint trained without it.",
             )
         images: dict[str, Volume] = {}
-        prepared = prepare(case, card.preprocessing, self.encoder, images=images, cache=cache, ignore_masks=ignore_masks, on_event=on_event)
+        prepared = prepare(
+            case, card.preprocessing, self.encoder, wanted=card.inputs, schema=card.clinical, images=images, cache=cache,
+            ignore_masks=ignore_masks, on_event=on_event,
+        )  # fmt: skip
         on_event("stage", {"name": "predicting"})
         try:
             explanation, draws = self._run(prepared)
@@ -157,6 +161,7 @@ def _assemble(
         "logit": explanation.logit,
         "contributions": {name: probability - float(calibrate(np.array(z))) for name, z in explanation.without.items()},
         "inputs": {name: _input(name, prepared) for name in card.inputs},
+        "clinical": _clinical(case, prepared, explanation, card, probability),
         "heat": {name: _heat(name, heatmaps[name], raw[name], prepared) for name in heatmaps},
         "tiles": [{"rank": t.rank, "x_px": t.x_px, "y_px": t.y_px, "weight": t.weight} for t in tiles],
         "slide": slide and _picture(slide),
@@ -174,13 +179,20 @@ def _assemble(
         "device": str(predictor.device),
         "precision": predictor.precision,
     }
-    views = [VolumeView(name, images[name], heatmaps[name], _tumour(name, prepared), prepared.placements[name].matrix) for name in heatmaps]
+    window = card.preprocessing.window_hu
+    views = [
+        VolumeView(
+            name, images[name], heatmaps[name], _tumour(name, prepared), prepared.placements[name].matrix, window if name == "ct" else None
+        )
+        for name in heatmaps
+    ]
     return Prediction(values, heatmaps, raw, slide, report.render(values, dataclasses.asdict(card), views, slide))
 
 
 def _heatmaps(prepared: Prepared, raw: Mapping[str, Float[np.ndarray, "D H W"]]) -> dict[str, Volume]:
     """The maps on their own grids, divided by the one maximum over all of them (0 stays 0)."""
-    assert prepared.grid is not None
+    if prepared.grid is None:  # no volume was read
+        return {}
     own = {
         name: volume.restore(s, prepared.grid, prepared.placements[name].reference, prepared.placements[name].matrix)
         for name, s in raw.items()
@@ -190,13 +202,41 @@ def _heatmaps(prepared: Prepared, raw: Mapping[str, Float[np.ndarray, "D H W"]])
 
 
 def _tumour(name: str, prepared: Prepared) -> np.ndarray | None:
-    if prepared.tumour is None or prepared.grid is None:
-        return None
-    mask = prepared.tumour[TIMEPOINTS.index(name.split("_")[1])].numpy()
-    if np.isnan(mask).any():
+    mask = _mask(name, prepared)
+    if mask is None or prepared.grid is None:
         return None
     place = prepared.placements[name]
     return volume.restore(mask, prepared.grid, place.reference, place.matrix).array > 0.5
+
+
+def _mask(name: str, prepared: Prepared) -> Float[np.ndarray, "D H W"] | None:
+    """The tumour on the model grid, as far as it is known for a volume."""
+    if name == "ct":
+        return None if prepared.tumour_ct is None else prepared.tumour_ct.numpy()
+    if prepared.tumour is None:
+        return None
+    mask = prepared.tumour[TIMEPOINTS.index(name.split("_")[1])].numpy()
+    return None if np.isnan(mask).any() else mask
+
+
+def _clinical(case: Case, prepared: Prepared, explanation: Explanation, card: Card, probability: float) -> list[dict[str, Any]]:
+    """Each clinical variable: its value, the attention it gets and what knowing it changes."""
+    attention, without = explanation.variable_attention, explanation.without_variable
+    if prepared.clinical_mask is None or attention is None or without is None:
+        return []
+    row = clinical.row_of(case)
+    changed = probability - card.calibration(without.double().numpy())
+    columns = (card.clinical.variables, prepared.clinical_mask.tolist(), attention.tolist(), changed.tolist())
+    return [
+        {
+            "name": variable.name,
+            "value": row[variable.name] if known else None,
+            "unit": variable.unit,
+            "attention": share,
+            "change": change if known else None,
+        }
+        for variable, known, share, change in zip(*columns, strict=True)
+    ]
 
 
 def _input(name: str, prepared: Prepared) -> dict[str, Any]:
@@ -206,9 +246,9 @@ def _input(name: str, prepared: Prepared) -> dict[str, Any]:
 
 def _heat(name: str, heat: Volume, raw: Float[np.ndarray, "D H W"], prepared: Prepared) -> dict[str, float | None]:
     share = None
-    if prepared.tumour is not None and raw.sum() > 0:
-        mask = prepared.tumour[TIMEPOINTS.index(name.split("_")[1])].numpy()
-        share = None if np.isnan(mask).any() else float(raw[mask > 0.5].sum() / raw.sum())
+    mask = _mask(name, prepared)
+    if mask is not None and raw.sum() > 0:
+        share = float(raw[mask > 0.5].sum() / raw.sum())
     return {"max": float(heat.array.max()), "share_in_tumour": share}
 
 
@@ -235,7 +275,7 @@ def _strange(strange: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _dull(raw: Mapping[str, Float[np.ndarray, "D H W"]]) -> list[tuple[str, str]]:
-    if raw and max(float(s.max()) for s in raw.values()) > 0:
+    if not raw or max(float(s.max()) for s in raw.values()) > 0:
         return []
     return [("no_heat", "no region of any volume speaks for response, so the heatmaps are empty.")]
 

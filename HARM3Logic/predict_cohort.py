@@ -149,7 +149,8 @@ def finished(case: Case, folder: Path, checkpoint_sha256: str, ignore_masks: boo
     if values.get("ignore_masks") != ignore_masks or values.get("model", {}).get("checkpoint_sha256") != checkpoint_sha256:
         return None
     used = {name: given["sha256"] for name, given in values["inputs"].items() if given["used"]}
-    return values if all(used.get(name) == volume.sha256(case.inputs[name][0]) for name in MRI if name in case.inputs) else None
+    read = [name for name in (*MRI, "ct") if name in case.inputs and name in values["inputs"]]
+    return values if all(used.get(name) == volume.sha256(case.inputs[name][0]) for name in read) else None
 
 
 def _each(work: Any, todo: Sequence[Case], count: int, setup: tuple[Path, str]) -> Iterator[dict[str, Any] | str]:

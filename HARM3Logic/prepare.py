@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from HARM3Logic import bag, mri, volume
+from HARM3Logic import bag, ct, mri, volume
 from HARM3Logic.batch import Prepared
-from HARM3Logic.case import MRI, Case
+from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS, Case
+from HARM3Logic.clinical import Schema
 from HARM3Logic.errors import Cancelled, MissingInput
 from HARM3Logic.preprocessing import OnEvent, Preprocessing, silent
 from HARM3Logic.tile_encoder import TileEncoder
@@ -25,12 +26,16 @@ from HARM3Logic.volume import Volume
 
 __all__ = ["OnEvent", "Preprocessing", "prepare", "silent"]
 
+NO_SCHEMA = Schema()
+
 
 def prepare(
     case: Case,
     settings: Preprocessing,
     encoder: TileEncoder | None = None,
     *,
+    wanted: Sequence[str] = (*MRI, "slide"),
+    schema: Schema = NO_SCHEMA,
     images: dict[str, Volume] | None = None,
     cache: Path | None = None,
     ignore_masks: bool = False,
@@ -40,18 +45,27 @@ def prepare(
 
     Args:
         encoder: None leaves the slide unread.
+        wanted: what a model reads. Without the slide in it the slide stays unread; with any volume all volumes are read, since the grid
+            and the registration depend on all of them.
+        schema: of the clinical values.
         images: filled with the volumes as they were read, for whoever wants to show them.
         cache: folder in which tile features are kept between runs.
         ignore_masks: neither crop round the tumour nor carry its masks.
 
     Raises:
-        MissingInput: the case has no MRI volume.
-        BadVolume, BadGeometry, BadSlide: a file cannot be used.
+        MissingInput: MRI is wanted and the case has no volume, or the slide alone is and there is none.
+        BadVolume, BadGeometry, BadSlide, BadClinical: a file or value cannot be used.
         Cancelled: raised by `on_event`.
     """
-    names = [name for name in MRI if name in case.inputs]
-    if not names:
+    if set(wanted) <= {"ct", "clinical"}:
+        return ct.prepare(case, settings, schema, wanted, images=images, ignore_masks=ignore_masks, on_event=on_event)
+    seeing = any(name in MRI for name in wanted)
+    names = [name for name in MRI if name in case.inputs and seeing]
+    if seeing and not names:
         raise MissingInput(f"case {case.case_id!r} has no MRI volume; at least one of {', '.join(MRI)} is wanted.", "Add one.")
+    sliding = encoder is not None and "slide" in case.inputs and "slide" in wanted
+    if not names and not sliding:
+        raise MissingInput(f"case {case.case_id!r} has no slide, and nothing else is read.", "Add one.")
     with _workers() as pool, ExitStack() as files:
         turning: dict[str, Future[tuple[mri.Image, mri.Warnings]]] = {}
         for name in names:
@@ -60,9 +74,9 @@ def prepare(
             if images is not None:
                 images[name] = read
             turning[name] = pool.submit(mri.turn, name, read, settings)
-        masks = {} if ignore_masks else mri.read_masks(case)
+        masks = {} if ignore_masks or not names else mri.read_masks(case)
         slides: bag.Slides = ()
-        if encoder is not None and "slide" in case.inputs:
+        if sliding:
             on_event("stage", {"name": "reading the slide"})
             slides = files.enter_context(bag.open_slides(case, settings.tissue, settings.tiles))
         looking = [pool.submit(bag.look, *each) for each in slides]
@@ -70,7 +84,7 @@ def prepare(
         found = {name: image for name, (image, _) in turned.items()}
 
         def place(listener: OnEvent) -> Prepared:
-            placed = mri.place(case, found, masks, settings, pool, listener)
+            placed = mri.place(case, found, masks, settings, pool, listener) if names else _without_mri(case, settings)
             grids = tuple(waiting.result() for waiting in looking)
             told = [warning for _, warnings in turned.values() for warning in warnings]
             digests = {"slide": ",".join(digest for digest, _ in grids)} if grids else {}
@@ -85,6 +99,18 @@ def prepare(
             return place(on_event)
         tiles, places, prepared = _encode_beside(place, slides, encoder, cache, pool, on_event)
         return replace(prepared, tiles=tiles, tile_xy_um=places)
+
+
+def _without_mri(case: Case, settings: Preprocessing) -> Prepared:
+    """The case with every volume absent."""
+    grid = (len(TIMEPOINTS), len(SEQUENCES), *settings.shape)
+    return Prepared(
+        case_id=case.case_id,
+        mri=torch.zeros(grid),
+        mri_mask=torch.zeros(grid[:2], dtype=torch.bool),
+        body=torch.zeros(settings.shape, dtype=torch.bool),
+        label=case.label,
+    )
 
 
 @contextmanager

@@ -22,10 +22,12 @@ class Preprocessing:
 
     Args:
         shape, spacing_mm: the model grid, D H W.
-        crop: its centre: the pre-treatment tumour where a mask is given (else the body), or always the body.
+        crop: its centre: the pre-treatment tumour where a mask is given (else the body), or always the body; on CT the tumour's mask or
+            the point given in it, or the middle of the image.
         bias_correction: N4 on every volume.
         registration: nothing, T2 to T1 of the same day, or that and post to pre.
         percentiles: intensities are clipped to these within the body, then z-scored within it.
+        window_hu: CT is clipped to these Hounsfield units, which become -1 and 1.
     """
 
     shape: tuple[int, int, int] = (32, 128, 128)
@@ -34,5 +36,6 @@ class Preprocessing:
     bias_correction: bool = True
     registration: Literal["none", "within_timepoint", "full"] = "full"
     percentiles: tuple[float, float] = (0.5, 99.5)
+    window_hu: tuple[float, float] = (-160.0, 240.0)
     tissue: TissueSettings = field(default_factory=TissueSettings)
     tiles: TileSettings = field(default_factory=TileSettings)

@@ -50,6 +50,7 @@ class VolumeView:
         heat: on the grid of `image`, 0 to 1 on one scale for all volumes.
         tumour: on the grid of `image`; None where no mask is known.
         matrix: LPS mm of the frame the volumes are registered in to LPS mm of `image`; None where they are the same.
+        window: values shown black and white; None takes them from the image.
 
     Raises:
         BadGeometry: heat or tumour do not fit the image.
@@ -60,6 +61,7 @@ class VolumeView:
     heat: Volume
     tumour: Bool[np.ndarray, "D H W"] | None = None
     matrix: Float[np.ndarray, "4 4"] | None = None
+    window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for what, shape in (("heatmap", self.heat.array.shape), ("tumour mask", None if self.tumour is None else self.tumour.shape)):
@@ -158,6 +160,7 @@ def render(prediction: Mapping[str, Any], card: Mapping[str, Any], views: Sequen
         facts=[(key.replace("_", " ").replace("auc", "AUC"), fact(value)) for key, value in training.items() if key not in NOT_SHOWN],
         firm=not prediction["interval"][0] < prediction["threshold"] < prediction["interval"][1],
         rows=_rows(views, inputs),
+        known_reach=max([abs(v["change"] or 0.0) for v in prediction.get("clinical", ())], default=0.0) or 1.0,
         reach=max([abs(v) for v in prediction["contributions"].values()], default=0.0) or 1.0,
         slide=None if slide is None else _slide(slide),
         levels=LEVELS,
@@ -191,7 +194,7 @@ def _panels(view: VolumeView, point: Float[np.ndarray, " 3"] | None) -> list[dic
     if point is not None and view.matrix is not None:
         point = (view.matrix @ [*point, 1])[:3]
     sample = view.image.array.ravel()[:: max(1, view.image.array.size // 200_000)]
-    low, high = (float(v) for v in np.percentile(sample, (1, 99)))
+    low, high = view.window or (float(v) for v in np.percentile(sample, (1, 99)))
     panels = []
     for k in key_slices(heat, point):
         grey = np.clip((image.slices[k] - low) / (high - low or 1.0), 0, 1)

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from HARM3Logic.errors import HARM3Error
 from Training import calibration, comparison, metrics
-from Training.train import SLOPE_PRIOR, calibrate
+from Training.judgement import SLOPE_PRIOR, calibrate
 
 
 def drawn(count: int, slope: float = 1.0, intercept: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

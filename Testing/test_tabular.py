@@ -11,7 +11,7 @@ import pytest
 
 from HARM3Logic.case import Case
 from HARM3Logic.errors import BadOption
-from Training import metrics, tabular, train
+from Training import judgement, metrics, tabular
 from Training.datasets import DATASETS, Table, read_table
 from Training.folds import folds
 
@@ -80,7 +80,7 @@ def cohort(tmp_path: Path) -> Path:
 
 def test_a_run_has_the_files_and_columns_of_a_training(cohort: Path, tmp_path: Path) -> None:
     assert tabular.main([str(cohort), "--out", str(tmp_path / "run")]) == 0
-    wanted = list(train._row(Case("c", {}, label=1), "judge", 0.5, 0.5, (0.4, 0.6)))
+    wanted = list(judgement.prediction_rows([Case("c", {}, label=1)], "judge", np.array([0.5]), 0.5)[0])
     judged = []
     for model in tabular.MODELS:
         assert json.loads((tmp_path / "run" / model / "experiment.json").read_text())["cohort"] == "cohort"

@@ -103,6 +103,15 @@ def test_external_centres_are_not_even_prepared(done: list[Any], tmp_path: Path,
         run(tmp_path / "other", external=("Z",))
 
 
+def test_a_leak_check_shuffles_and_says_so(done: list[Any], tmp_path: Path) -> None:
+    run(tmp_path, shuffle=4)
+    cases = done[0][0]
+    assert [case.label for case in cases] != [case.label for case in cohort()]
+    assert json.loads((tmp_path / "experiment.json").read_text())["shuffle_labels"] == 4
+    with pytest.raises(BadOption, match=r"other settings \(shuffle_labels\)"):
+        run(tmp_path)
+
+
 def test_a_centre_can_be_a_fold(done: list[Any], tmp_path: Path) -> None:
     run(tmp_path, by_centre=True)
     assert [{cases[k].centre for k in split.judge} for cases, split, _ in done] == [{"A"}, {"B"}, {"C"}]

@@ -134,6 +134,8 @@ def long_table(results: dict[str, Any]) -> list[dict[str, Any]]:
         found += tables.rows_of("missing_inputs", f"{row['run']} without {row['input']}", row)
     for row in results["failures"]:
         found += tables.rows_of("failures", row["case_id"], {k: v for k, v in row.items() if k != "others"})
+    for row in results.get("methods", ()):
+        found += tables.rows_of("methods", row["run"], row)
     if results["external"]:
         found += tables.rows_of("external", results["external"]["run"], results["external"])
     return found

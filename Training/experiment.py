@@ -47,7 +47,10 @@ class Experiment:
         mask_learning_rate: rate in those epochs.
         frozen_epochs: epochs after those in which the trunk stays as it is; fusion learns from few labels only on features that
             do not move (measured: RESULTS.md). The remaining epochs train everything.
-        optimiser: adam adds the weight decay to the gradient (L2, the paper's), adamw takes it off the weights.
+        optimiser: adam adds the weight decay to the gradient (L2, the paper's), adamw takes it off the weights; sgd has momentum 0.9.
+        decay_at: epochs from which the learning rate is a tenth of what it was.
+        plateau: epochs without a better inner-validation loss after which the learning rate is halved; 0 never.
+        tenfold: starts of the names of parameters with ten times the learning rate.
         micro_batch: cases that go through the model at once, their gradients added up to a batch; 0 takes the whole batch.
         positive_weight: factor on a responder's loss; 0 takes the training cases' non-responders per responder.
         balanced_sampler: draw cases with replacement so that both labels come equally often.
@@ -72,7 +75,10 @@ class Experiment:
     mask_learning_rate: float = 1e-3
     frozen_epochs: int = 0
     patience: int = 0
-    optimiser: Literal["adam", "adamw"] = "adamw"
+    optimiser: Literal["adam", "adamw", "sgd", "lookahead_radam"] = "adamw"
+    decay_at: tuple[int, ...] = ()
+    plateau: int = 0
+    tenfold: tuple[str, ...] = ()
     micro_batch: int = 0
     positive_weight: float = 1.0
     balanced_sampler: bool = False

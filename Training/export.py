@@ -26,8 +26,8 @@ from HARM3Logic.errors import BadOption, HARM3Error
 from HARM3Logic.familiarity import Reference
 from HARM3Logic.models import MODELS
 from Training import calibration, metrics
+from Training.judgement import calibrate, zone_around
 from Training.runs import Run, read_run
-from Training.train import calibrate, zone_around
 
 HOW = ("ensemble", "refit", "best")
 ENSEMBLES = {"harm3_fusion": "harm3_fusion_ensemble"}  # model to the one that holds several of it

@@ -72,8 +72,7 @@ def batches(
             for group in wanted:
                 if unwanted.is_set():
                     return
-                cases = [cache[k] for k in group.rows]
-                put((change(collate(cases), group), [case.case_id for case in cases], group.share))
+                put(_batch(cache, group, change))  # nothing of it is held here while it waits
             put(None)
         except BaseException as error:  # handed to the training thread, which raises it
             put(error)
@@ -85,6 +84,15 @@ def batches(
             if isinstance(item, BaseException):
                 raise item
             yield item
+            del item
     finally:
         unwanted.set()
         reader.join()
+
+
+def _batch(cache: Cache, group: Group, change: Callable[[Batch, Group], Batch]) -> tuple[Batch, list[str], float]:
+    cases = [cache[k] for k in group.rows]
+    names = [case.case_id for case in cases]
+    whole = collate(cases)
+    del cases
+    return change(whole, group), names, group.share

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from HARM3Logic.batch import Batch
 from HARM3Logic.errors import HARM3Error
 from HARM3Logic.models import MODELS
-from Training import feed
+from Training import feed, optimisers
 from Training.augment import augment
 from Training.cache import Cache
 from Training.experiment import Experiment
@@ -58,52 +58,52 @@ def train(
         OutOfMemory: a single case is too large for the device.
     """
     out.mkdir(parents=True, exist_ok=True)
-    trainee, chosen_by = _trainee(experiment, cache, split.train, fabric)
+    trainee, chosen_by = new_trainee(experiment, cache, split.train, fabric)
     parts = _parts(trainee)
-    state = {"epoch": 0, "best": math.inf, "best_epoch": 0, "micro": trainee.micro} | _resume(out / "state.pt", parts)
+    state = {"epoch": 0, "best": math.inf, "best_epoch": 0, "micro": trainee.micro, "inner": []} | _resume(out / "state.pt", parts)
     trainee.micro = state["micro"]
-    epochs = tqdm(
-        range(state["epoch"], experiment.epochs), out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch",
-        disable=None if fabric.is_global_zero else True,
-    )  # fmt: skip
+    left, silent = range(state["epoch"], experiment.epochs), None if fabric.is_global_zero else True
+    epochs = tqdm(left, out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch", disable=silent)
     for epoch in epochs:
         if experiment.patience and epoch - max(state["best_epoch"], experiment.mask_epochs) > experiment.patience:
             break
         began = time.monotonic()
-        losses = _epoch(trainee, cache, split.train, epoch)
-        if epoch == experiment.mask_epochs - 1 and trainee.average is not None:
-            learned = {f"module.{name}": value for name, value in trainee.model.state_dict().items()}
-            trainee.average.load_state_dict({"n_averaged": torch.tensor(0), **learned})
+        losses = _epoch(trainee, cache, split.train, epoch, optimisers.decayed(experiment, epoch, state["inner"]))
+        if epoch == experiment.mask_epochs - 1:
+            _average_anew(trainee)
         chosen = _choose(trainee, cache, split.choose, chosen_by)
         if chosen < state["best"] and epoch >= experiment.mask_epochs:
             state.update(best=chosen, best_epoch=epoch)
             if experiment.patience and fabric.is_global_zero:
                 _save(out / "best.pt", trainee.judged.state_dict())
-        state.update(epoch=epoch + 1, micro=trainee.micro)
+        state.update(epoch=epoch + 1, micro=trainee.micro, inner=[*state["inner"], chosen])
         if fabric.is_global_zero:
             row = {"epoch": epoch, "seconds": time.monotonic() - began, "inner_loss": chosen, **losses}
-            # the log first: a line without its state is written again, a state without its line would never be
-            _log(out / "metrics.jsonl", row, epoch)
-            _save(out / "state.pt", {"state": state, **{name: part.state_dict() for name, part in parts.items()}})
+            _keep(out, row, state, parts)
             on_epoch(row)
-        shown = {name: f"{value:.3f}" for name, value in losses.items() if name in ("bce", "tumour_mask")}
-        epochs.set_postfix(inner=f"{chosen:.3f}", **shown)
+        epochs.set_postfix({"inner": chosen, **{name: losses[name] for name in ("bce", "tumour_mask") if name in losses}})
     fabric.barrier()
     if experiment.patience:
         trainee.judged.load_state_dict(torch.load(out / "best.pt", map_location=fabric.device, weights_only=True))
     return trainee.judged.eval()
 
 
-def _trainee(experiment: Experiment, cache: Cache, rows: Sequence[int], fabric: Fabric) -> tuple[Trainee, float]:
+def new_trainee(experiment: Experiment, cache: Cache, rows: Sequence[int], fabric: Fabric) -> tuple[Trainee, float]:
     """The fresh model with all that trains it, and the weight of a responder in the inner-validation loss."""
     torch.manual_seed(experiment.seed)
     model = MODELS[experiment.model](experiment.config).to(fabric.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(experiment.average), use_buffers=True) if experiment.average else None
-    kind = torch.optim.Adam if experiment.optimiser == "adam" else torch.optim.AdamW
-    optimiser = kind(model.parameters(), lr=experiment.learning_rate, weight_decay=experiment.weight_decay)
+    optimiser = optimisers.build(experiment, model)
     trained, chosen_by = _positive_weights(experiment, cache, rows)
     losses = fabric.setup_module(Losses(model, trained))
     return Trainee(experiment, fabric, model, losses, average, optimiser, experiment.micro_batch or experiment.batch_size), chosen_by
+
+
+def _average_anew(trainee: Trainee) -> None:
+    """From here on the running mean knows nothing of what was before."""
+    if trainee.average is not None:
+        learned = {f"module.{name}": value for name, value in trainee.model.state_dict().items()}
+        trainee.average.load_state_dict({"n_averaged": torch.tensor(0), **learned})
 
 
 def _parts(trainee: Trainee) -> dict[str, Any]:
@@ -111,8 +111,8 @@ def _parts(trainee: Trainee) -> dict[str, Any]:
     return {"model": trainee.model, "optimiser": trainee.optimiser} | ({"average": trainee.average} if trainee.average else {})
 
 
-def _epoch(trainee: Trainee, cache: Cache, rows: Sequence[int], epoch: int) -> dict[str, float]:
-    """One pass over the training cases; the mean of each loss."""
+def _epoch(trainee: Trainee, cache: Cache, rows: Sequence[int], epoch: int, decay: float = 1.0) -> dict[str, float]:
+    """One pass over the training cases at `decay` times the learning rate; the mean of each loss."""
     experiment, fabric = trainee.experiment, trainee.fabric
     seed = experiment.seed * 100_003 + epoch
     generator = torch.Generator().manual_seed(seed)
@@ -136,7 +136,7 @@ def _epoch(trainee: Trainee, cache: Cache, rows: Sequence[int], epoch: int) -> d
             done = (epoch - experiment.mask_epochs + step / len(groups)) / max(1, experiment.epochs - experiment.mask_epochs)
         for group in trainee.optimiser.param_groups:
             peak = experiment.mask_learning_rate if masks_only else experiment.learning_rate
-            group["lr"] = peak * _rate(done, experiment.warm_up)
+            group["lr"] = peak * _rate(done, experiment.warm_up) * decay * group["factor"]
         kl = min(1.0, done / experiment.kl_warm_up) if experiment.kl_warm_up else 1.0
         losses = gradients(trainee, batch, names, share, kl)
         if not math.isfinite(sum(losses.values())):
@@ -197,6 +197,12 @@ def _rate(done: float, warm_up: float) -> float:
     if not warm_up:
         return 1.0
     return done / warm_up if done < warm_up else 0.5 * (1 + math.cos(math.pi * (done - warm_up) / (1 - warm_up)))
+
+
+def _keep(out: Path, row: dict[str, Any], state: dict[str, Any], parts: dict[str, Any]) -> None:
+    """The log first: a line without its state is written again, a state without its line would never be."""
+    _log(out / "metrics.jsonl", row, row["epoch"])
+    _save(out / "state.pt", {"state": state, **{name: part.state_dict() for name, part in parts.items()}})
 
 
 def _resume(path: Path, parts: dict[str, Any]) -> dict[str, Any]:

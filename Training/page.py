@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from Training import plots
+from Training import plots, published
 from Training.metrics import Estimate
 from Training.runs import Run
 from Training.tables import PARTS, sees
@@ -39,16 +39,55 @@ def render(results: Mapping[str, Any], runs: Sequence[Run], reference: Run | Non
             "decision_curve": plots.decision_curve(runs, reference),
         }
     switches = {row["run"]: row["parts"] for row in results["runs"] if row["parts"]}
-    return _template().render(
-        r=results,
-        pictures=pictures,
-        sees={run.name: sees(run) for run in runs},
-        knows_inputs=any(run.inputs for run in runs),
-        parts=PARTS,
-        switches=switches if len({tuple(s.values()) for s in switches.values()}) > 1 else {},
-        names=NAMES,
-        headline=_headline(results),
-        by_run={row["run"]: row for row in results["comparisons"]},
+    return (
+        _environment()
+        .get_template("evaluation.html.j2")
+        .render(
+            r=results,
+            pictures=pictures,
+            sees={run.name: sees(run) for run in runs},
+            knows_inputs=any(run.inputs for run in runs),
+            parts=PARTS,
+            switches=switches if len({tuple(s.values()) for s in switches.values()}) > 1 else {},
+            names=NAMES,
+            headline=_headline(results),
+            by_run={row["run"]: row for row in results["comparisons"]},
+        )
+    )
+
+
+def render_tables(results: Mapping[str, Any], runs: Sequence[Run], reference: Run) -> str:
+    """The page of `Training.table1`: the paper's two tables for another cohort, beside what the paper prints.
+
+    Args:
+        results: what `Training.table1.tabulate` gives.
+    """
+    figures = {row["run"]: row for row in results["runs"]}
+    costs = {row["run"]: row for row in results["methods"]}
+    ablated = [name for name in published.ABLATIONS if name in figures and name != reference.name]
+    compared = [name for name in figures if name not in published.ABLATIONS and name != reference.name]
+    printed = {**published.ABLATIONS, **published.METHODS}
+    return (
+        _environment()
+        .get_template("table1.html.j2")
+        .render(
+            r=results,
+            figures=figures,
+            costs=costs,
+            by_run={row["run"]: row for row in results["comparisons"]},
+            sees={run.name: sees(run) for run in runs},
+            tables=[
+                ("methods", [*compared, reference.name], published.METHODS),
+                ("parts", [*ablated, reference.name], published.ABLATIONS),
+            ],
+            order=[*compared, reference.name, *ablated],
+            printed=printed,
+            impossible=[row for row in dict.fromkeys([*published.METHODS.values(), *published.ABLATIONS.values()]) if row.impossible],
+            rows=list(dict.fromkeys([*published.METHODS.values(), *published.ABLATIONS.values()])),
+            parts=PARTS,
+            paper={"cases": published.CASES, "responders": published.RESPONDERS},
+            headline=_headline(results),
+        )
     )
 
 
@@ -60,7 +99,10 @@ def _headline(results: Mapping[str, Any]) -> list[str]:
     cohort, auc, lines = results["cohort"], own["auc"], []
     where = f"{cohort['cases']} cases, {cohort['responders']} of them responders, each judged by a model that did not see it"
     lines.append(f"{own['run']} tells responders from the others with an AUC of {str(auc).replace('-', '–')} in {where}.")
-    if auc.low <= 0.5 <= auc.high:
+    if cohort["shuffled"] is not None:
+        leaking = "suspect a leak" if auc.low > 0.5 or auc.high < 0.5 else "no leak shows"
+        lines.append(f"The labels were dealt out anew, so that 0.5 is wanted: {leaking}.")
+    elif auc.low <= 0.5 <= auc.high:
         lines.append("The interval contains 0.5: these cases do not show that it is better than chance.")
     slope = own["calibration"]["calibration_slope"]
     if math.isfinite(slope.value) and (slope.high < 1 or slope.low > 1):
@@ -100,8 +142,20 @@ def estimate(value: Estimate | None, digits: int = 3) -> str:
     return f"{number(value.value, digits)}<br><small>{number(value.low, digits)}{to}{number(value.high, digits)}</small>"
 
 
+def duration(seconds: float | None) -> str:
+    """In the unit a reader would choose."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 @functools.cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"n": number, "p": probability, "e": lambda value, digits=3: Markup(estimate(value, digits))}
-    return environment.from_string(Path(__file__).with_name("evaluation.html.j2").read_text(encoding="utf-8"))
+def _environment() -> Environment:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "n": number, "p": probability, "e": lambda value, digits=3: Markup(estimate(value, digits)), "duration": duration
+    }  # fmt: skip
+    return environment

@@ -33,11 +33,11 @@ from HARM3Logic import __version__
 from HARM3Logic.case import write_text
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.errors import BadOption, HARM3Error
-from HARM3Logic.predict import decide, writable
+from HARM3Logic.prediction import writable
 from Training import comparison, metrics
 from Training.datasets import Table, read_table
 from Training.folds import Split, folds
-from Training.train import ZONE, calibrate
+from Training.judgement import calibrate, prediction_rows
 
 # Set before any table was seen, and not tuned on one: scikit-learn's own values, and small trees for small tables.
 MODELS: dict[str, ClassifierMixin] = {
@@ -62,17 +62,11 @@ def judge(table: Table, split: Split, model: str) -> list[dict[str, Any]]:
     train, choose = list(split.train), list(split.choose)
     fitted = pipeline(model, table.frame).fit(table.frame.iloc[train], label[train])
     calibration, threshold = calibrate(label[choose], fitted.decision_function(table.frame.iloc[choose]))
-    zone = (max(0.0, threshold - ZONE), min(1.0, threshold + ZONE))
-    rows = []
+    found = []
     for role, part in (("choose", choose), ("judge", list(split.judge))):
-        probabilities = calibration(fitted.decision_function(table.frame.iloc[part]))
-        for k, probability in zip(part, probabilities.tolist(), strict=True):
-            case = table.cases[k]
-            rows.append({
-                "case_id": case.case_id, "patient_id": case.patient_id, "centre": case.centre, "role": role,
-                "label": case.label, "probability": probability, "decision": decide(probability, threshold, zone),
-            })  # fmt: skip
-    return rows
+        probability = calibration(fitted.decision_function(table.frame.iloc[part]))
+        found += prediction_rows([table.cases[k] for k in part], role, probability, threshold)
+    return found
 
 
 def run(table: Table, splits: Sequence[Split], model: str, out: Path, settings: dict[str, Any]) -> list[list[dict[str, Any]]]:

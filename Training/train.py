@@ -1,8 +1,12 @@
 """Train an experiment on a cohort: python -m Training.train NAME[:VARIANT] --cohort COHORT.csv --out DIR [--fold K | --whole].
 
-Writes into DIR: `experiment.json`, `cache/`, and per fold `fold-K/` with `metrics.jsonl`, `predictions.csv` and
-`checkpoint.safetensors`; with --whole, `whole/`. A stopped run goes on where it was. On several GPUs or machines the same command
-runs under torchrun (`torchrun --nproc-per-node 4 -m Training.train ...`) or srun; DIR must be one folder that all of them see.
+Writes into DIR: `experiment.json`, `cache/`, and per fold `fold-K/` with `metrics.jsonl`, `predictions.csv`, one
+`predictions_without_<input>.csv` for each input the model can do without, and `checkpoint.safetensors`; with --whole, `whole/`. A
+stopped run goes on where it was. On several GPUs or machines the same command runs under torchrun (`torchrun --nproc-per-node 4 -m
+Training.train ...`) or srun; DIR must be one folder that all of them see.
+
+Leak check: with --shuffle-labels SEED the labels are dealt out anew among the cases, so that nothing can be learned; if the
+out-of-fold AUC's interval does not hold 0.5, something of the judged cases reached the model.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from HARM3Logic.checkpoint import Calibration, Card
 from HARM3Logic.cohort import read_cohort, write_cohort
 from HARM3Logic.errors import BadOption, HARM3Error
 from HARM3Logic.familiarity import learn
-from HARM3Logic.predict import decide, writable
+from HARM3Logic.prediction import writable
 from HARM3Logic.tile_encoder import TileEncoder
 from Training import cache as caching
 from Training import metrics
@@ -33,13 +37,13 @@ from Training.cache import Cache
 from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.folds import Split, folds, whole
+from Training.judgement import calibrate, logits_without, prediction_rows, write_without, zone_around
 from Training.loop import logits, train
+from Training.runs import WITHOUT
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-SLOPE_PRIOR = 0.25  # spread of log(slope) before any case is seen
-ZONE = 0.10  # probabilities this near the threshold are "I do not know"
 INTENDED_USE = "Research on treatment response. Not for clinical use."
 
 
@@ -56,6 +60,8 @@ def run(
     external: Sequence[str] = (),
     by_centre: bool = False,
     tensorboard: bool = False,
+    shuffle: int | None = None,
+    cache: Path | None = None,
 ) -> None:
     """Train the asked folds (all of them by default) or one model on every case.
 
@@ -63,29 +69,41 @@ def run(
         external: centres that are locked: none of their files is opened.
         by_centre: each centre is judged by a model that saw none of it.
         tensorboard: write the losses for TensorBoard, too.
+        shuffle: seed with which labels are dealt out anew among the cases, for a leak check.
+        cache: folder of prepared cases, which several runs may share; None takes `out`'s own.
     """
     fabric = open_fabric(str(device))
-    cases, found = _splits(read_cohort(cohort), experiment, every, external, by_centre)
+    cases, found = partition(shuffled(read_cohort(cohort), shuffle), experiment, every, external, by_centre)
     splits = [("whole" if split.number is None else f"fold-{split.number}", split) for split in found]
     splits = [(label, split) for label, split in splits if fold in (None, split.number)]
     if not splits:
         raise BadOption(f"fold {fold} does not exist; there are {', '.join(str(s.number) for s in found)}.", "Correct --fold.")
     if fabric.is_global_zero:
-        settings = {"name": name, "cohort": cohort.name, "external": sorted(external), "by_centre": by_centre}
+        settings = {"name": name, "cohort": cohort.name, "external": sorted(external), "by_centre": by_centre, "shuffle_labels": shuffle}
         _same_experiment(writable(out) / "experiment.json", settings, experiment)
     with fabric.rank_zero_first():  # the others find everything prepared
         tensors = caching.build(
-            cases, experiment.preprocessing, experiment.tile_encoder, out / "cache",
+            cases, experiment.preprocessing, experiment.tile_encoder, cache or out / "cache",
             ignore_masks=experiment.ignore_masks, device=fabric.device.type, workers=workers,
         )  # fmt: skip
+    told = name if shuffle is None else f"{name} on shuffled labels (seed {shuffle})"
     for label, split in splits:
         if tensorboard:
-            finish(experiment, name, tensors, split, out / label, fabric, _board(out / "tensorboard" / label, fabric))
+            finish(experiment, told, tensors, split, out / label, fabric, _board(out / "tensorboard" / label, fabric))
         else:
-            finish(experiment, name, tensors, split, out / label, fabric)
+            finish(experiment, told, tensors, split, out / label, fabric)
 
 
-def _splits(
+def shuffled(cases: Sequence[Case], seed: int | None) -> tuple[Case, ...]:
+    """The cases with each other's labels; as they are without a seed. Cases without a label stay without."""
+    if seed is None:
+        return tuple(cases)
+    known = [k for k, case in enumerate(cases) if case.label is not None]
+    dealt = dict(zip(known, np.random.default_rng(seed).permutation(known).tolist(), strict=True))
+    return tuple(dataclasses.replace(case, label=cases[dealt[k]].label) if k in dealt else case for k, case in enumerate(cases))
+
+
+def partition(
     cases: Sequence[Case], experiment: Experiment, every: bool, external: Sequence[str], by_centre: bool
 ) -> tuple[tuple[Case, ...], list[Split]]:
     """The cases that are not locked, and who of them trains, chooses and judges."""
@@ -103,7 +121,8 @@ def _same_experiment(path: Path, settings: dict[str, Any], experiment: Experimen
     """Refuse a folder of other settings; one that was written before a setting existed has its default."""
     plain = json.loads(json.dumps({**settings, **dataclasses.asdict(experiment)}))
     if path.is_file():
-        before = _completed({"external": [], "by_centre": False, **json.loads(path.read_text())}, experiment)
+        older = {"external": [], "by_centre": False, "shuffle_labels": None}
+        before = _completed({**older, **json.loads(path.read_text())}, experiment)
         differ = [key for key in {**before, **plain} if before.get(key) != plain.get(key)]
         if differ:
             raise BadOption(
@@ -153,29 +172,41 @@ def finish(
     fabric: Fabric,
     on_epoch: Callable[[dict[str, Any]], None] = _nothing,
 ) -> None:
-    """Train one split, calibrate it on its choosing cases, judge it and write its checkpoint."""
+    """Train one split, calibrate it on its choosing cases, judge it with and without each input and write its checkpoint."""
     if fabric.broadcast((out / "checkpoint.safetensors").is_file()):
         fabric.print(f"{out.name}: finished before")
+        if split.judge and fabric.is_global_zero and not any(out.glob(f"{WITHOUT}*.csv")):
+            _without_inputs(checkpoint.load(out / "checkpoint.safetensors", fabric.device), tensors, split, out, fabric)
         return
     model = checkpoint.half(train(experiment, tensors, split, out, fabric, on_epoch))
     if not fabric.is_global_zero:
         return
-    device = fabric.device
-    logit, label = logits(model, tensors, split.choose, experiment.batch_size, device)
+    logit, label = logits(model, tensors, split.choose, experiment.batch_size, fabric.device)
     calibration, threshold = calibrate(label, logit)
-    probability = calibration(logit)
-    zone = zone_around(threshold)
-    rows = [_row(tensors.cases[k], "choose", p, threshold, zone) for k, p in zip(split.choose, probability, strict=True)]
+    table = prediction_rows(_of(tensors, split.choose), "choose", calibration(logit), threshold)
     found = {"inner_auc": dataclasses.asdict(metrics.auc(label, logit))}
     if split.judge:
-        judged, truth = logits(model, tensors, split.judge, experiment.batch_size, device)
-        rows += [_row(tensors.cases[k], "judge", p, threshold, zone) for k, p in zip(split.judge, calibration(judged), strict=True)]
+        judged, truth = logits(model, tensors, split.judge, experiment.batch_size, fabric.device)
+        table += prediction_rows(_of(tensors, split.judge), "judge", calibration(judged), threshold)
         found["auc"] = dataclasses.asdict(metrics.auc(truth, judged))
-    write_cohort(out / "predictions.csv", rows)
+        without = logits_without(model, tensors, split.judge, judged, fabric.device)
+        write_without(out, _of(tensors, split.judge), without, calibration, threshold)
+    write_cohort(out / "predictions.csv", table)
     card = _card(experiment, model, calibration, threshold, _provenance(name, tensors.cases, split, found, experiment))
     familiarity = learn(tensors[k] for k in split.train)
     checkpoint.save(out / "checkpoint.safetensors", model.cpu(), card, familiarity)
     print(f"{out.name}: " + ", ".join(f"{key} {metrics.Estimate(**value)}" for key, value in found.items()))
+
+
+def _without_inputs(done: checkpoint.Checkpoint, tensors: Cache, split: Split, out: Path, fabric: Fabric) -> None:
+    """The tables without an input of a fold that was finished before there were any."""
+    judged, _ = logits(done.model, tensors, split.judge, 8, fabric.device)
+    without = logits_without(done.model, tensors, split.judge, judged, fabric.device)
+    write_without(out, _of(tensors, split.judge), without, done.card.calibration, done.card.threshold)
+
+
+def _of(cache: Cache, rows: Sequence[int]) -> list[Case]:
+    return [cache.cases[k] for k in rows]
 
 
 def _card(experiment: Experiment, model: torch.nn.Module, calibration: Calibration, threshold: float, training: dict[str, object]) -> Card:
@@ -192,27 +223,6 @@ def _card(experiment: Experiment, model: torch.nn.Module, calibration: Calibrati
         uncertain_zone=zone_around(threshold),
         training=training,
     )
-
-
-def zone_around(threshold: float) -> tuple[float, float]:
-    """Probabilities for which the model says that it does not know."""
-    return max(0.0, threshold - ZONE), min(1.0, threshold + ZONE)
-
-
-def calibrate(label: np.ndarray, logit: np.ndarray) -> tuple[Calibration, float]:
-    """Slope, intercept and Youden's threshold from cases that did not train."""
-    fit = metrics.logistic(label, logit, SLOPE_PRIOR)
-    (a, b), (_, d) = fit.covariance.tolist()
-    calibration = Calibration(fit.slope, fit.intercept, ((a, b), (b, d)))
-    return calibration, metrics.youden(label, calibration(logit))
-
-
-def _row(case: Case, role: str, probability: float, threshold: float, zone: tuple[float, float]) -> dict[str, object]:
-    decision = decide(float(probability), threshold, zone)
-    return {
-        "case_id": case.case_id, "patient_id": case.patient_id, "centre": case.centre, "role": role,
-        "label": case.label, "probability": float(probability), "decision": decision,
-    }  # fmt: skip
 
 
 def _provenance(name: str, cases: Sequence[Case], split: Split, found: dict[str, object], experiment: Experiment) -> dict[str, object]:
@@ -238,7 +248,8 @@ def _commit() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m Training.train", description=(__doc__ or "").split("\n\n")[0])
+    about = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser("python -m Training.train", description=about[0], epilog=about[-1])
     parser.add_argument("experiment", metavar="NAME[:VARIANT]", help="a file of Training/experiments and one of its variants")
     parser.add_argument("--cohort", type=Path, required=True, help="table of cases with labels")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -249,12 +260,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--by-centre", action="store_true", help="one fold for each centre")
     parser.add_argument("--tensorboard", action="store_true", help="write the losses for TensorBoard, too")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
+    parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="leak check: nothing can be learned, the AUC must be 0.5")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of prepared cases, to share between runs (default: in --out)")
     parser.add_argument("--workers", type=int, help="processes that prepare cases (default: one per core)")
     asked = parser.parse_args(arguments)
     try:
         run(
             find(asked.experiment), asked.experiment, asked.cohort, asked.out, asked.fold, asked.whole, asked.device, asked.workers,
             external=asked.external, by_centre=asked.by_centre, tensorboard=asked.tensorboard,
+            shuffle=asked.shuffle_labels, cache=asked.cache,
         )  # fmt: skip
     except HARM3Error as error:
         print(error, file=sys.stderr)

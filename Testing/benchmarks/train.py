@@ -1,19 +1,23 @@
-"""What the training loop costs: python Testing/benchmarks/train.py [NAME[:VARIANT]] [--device D] [--cases N] [--tiles N] [--no-memory].
+"""What the training loop costs: python Testing/benchmarks/train.py [NAME[:VARIANT]] [--cases N] [--tiles N] [--no-memory] [--cache].
 
 Prints cases per second of the loop (reading, changing, moving, learning) against the same forward and backward pass on batches that
-lie on the device already, epoch by epoch in turn in the same run, and the peak memory of an epoch on 50 and on 200 cases, each in a
-process of its own. The cases are noise: only their sizes matter.
+lie on the device already, epoch by epoch in turn in the same run. Then the peak memory of a training on 50 and on 200 cases, each in a
+process of its own and over the same number of cases seen: the peak of a process rises for some twenty steps, until every batch that can
+be on its way at once has met every other, and only then says something about the cohort. With --cache, too, the peak memory of
+preparing 50 and 200 cases: of the process that asks, and of the largest worker. The cases are noise, or copies of two phantoms: only
+their sizes matter.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import resource
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +28,17 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from HARM3Logic.batch import collate
 from HARM3Logic.case import Case
+from HARM3Logic.cohort import read_cohort
+from HARM3Logic.phantom import write_phantoms
+from Training import cache as caching
 from Training import loop
 from Training.cache import Cache
+from Training.cost import peak_mib
 from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.step import Trainee, gradients
+
+SEEN = 400  # cases that go through the model before a peak is read
 
 
 def write_cases(folder: Path, experiment: Experiment, count: int, tiles: int) -> Cache:
@@ -77,7 +87,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def speed(experiment: Experiment, cache: Cache, device: str, repeats: int) -> None:
     fabric = open_fabric(device)
-    trainee, _ = loop._trainee(experiment, cache, range(len(cache)), fabric)
+    trainee, _ = loop.new_trainee(experiment, cache, range(len(cache)), fabric)
     resident = resident_epoch(trainee, cache)
     resident()  # warm
     times: dict[str, list[float]] = {"loop": [], "resident": []}
@@ -91,6 +101,36 @@ def speed(experiment: Experiment, cache: Cache, device: str, repeats: int) -> No
     print(f"loop over resident   {share:8.2f}")
 
 
+def build_cache(experiment: Experiment, folder: Path, count: int, workers: int) -> tuple[float, float]:
+    """Peak memory (MiB) of this process and of its largest worker while `count` cases are prepared."""
+    write_phantoms(folder / "phantoms", 2, seed=11, workers=0)
+    two = read_cohort(folder / "phantoms" / "cohort.csv")
+    cases = [dataclasses.replace(two[k % 2], case_id=f"C{k}") for k in range(count)]
+    largest, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            largest[0] = max([largest[0], *(peak_mib(worker.pid) for worker in multiprocessing.active_children())])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    caching.build(cases, experiment.preprocessing, experiment.tile_encoder, folder / "cache", workers=workers)
+    done.set()
+    watcher.join()
+    return peak_mib(), largest[0]
+
+
+def compare(what: str, command: list[str], sizes: tuple[int, ...] = (50, 200)) -> None:
+    """Run this file once for each cohort size and print the last line of each, and how much the last has grown over the first."""
+    found = []
+    for count in sizes:
+        asked = subprocess.run([*command, "--cases", str(count)], check=True, capture_output=True, text=True)
+        found.append([float(value) for value in asked.stdout.splitlines()[-1].split()])
+    for name, values in zip((f"peak memory, {what}", f"peak memory, {what}, largest worker"), zip(*found, strict=True), strict=False):
+        print(f"{name:<44}" + ", ".join(f"{v:.0f} MiB ({n} cases)" for v, n in zip(values, sizes, strict=True)), end="")
+        print(f", ratio {values[-1] / values[0]:.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("experiment", nargs="?", default="harm3_fusion:compact")
@@ -99,22 +139,29 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--one-epoch", action="store_true", help="print the peak memory of one epoch and end")
+    parser.add_argument("--cache", action="store_true", help="also the memory of preparing cases; takes minutes")
+    parser.add_argument("--workers", type=int, default=2, help="processes that prepare (default: 2)")
+    parser.add_argument("--only", choices=("train", "cache"), help="print the peak memory of this one thing and end")
     asked = parser.parse_args()
     # every part of the model learns, in every epoch
     experiment = dataclasses.replace(find(asked.experiment), mask_epochs=0, frozen_epochs=0, epochs=asked.repeats)
     with tempfile.TemporaryDirectory() as folder:
+        if asked.only == "cache":
+            print(*build_cache(experiment, Path(folder), asked.cases, asked.workers))
+            return
         cache = write_cases(Path(folder), experiment, asked.cases, asked.tiles)
-        if asked.one_epoch:
-            trainee, _ = loop._trainee(experiment, cache, range(len(cache)), open_fabric(asked.device))
-            loop._epoch(trainee, cache, range(len(cache)), 0)
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)  # KiB on Linux
+        if asked.only == "train":
+            trainee, _ = loop.new_trainee(experiment, cache, range(len(cache)), open_fabric(asked.device))
+            for epoch in range(max(1, SEEN // asked.cases)):
+                loop._epoch(trainee, cache, range(len(cache)), epoch)
+            print(peak_mib())
             return
         speed(experiment, cache, asked.device, asked.repeats)
-    for count in () if asked.no_memory else (50, 200):
-        command = [sys.executable, __file__, asked.experiment, "--one-epoch", "--cases", str(count), "--tiles", str(asked.tiles)]
-        peak = float(subprocess.run([*command, "--device", asked.device], check=True, capture_output=True, text=True).stdout.split()[-1])
-        print(f"peak memory          {peak:8.0f} MiB   of an epoch on {count} cases")
+    command = [sys.executable, __file__, asked.experiment, "--tiles", str(asked.tiles), "--device", asked.device]
+    if not asked.no_memory:
+        compare(f"training, {SEEN} cases seen", [*command, "--only", "train"])
+    if asked.cache:
+        compare("preparing", [*command, "--only", "cache", "--workers", str(asked.workers)])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,181 @@
+"""Both tables of the paper for a cohort: python -m Training.table1 --cohort COHORT.csv --out DIR [--methods M ...] [--epochs N] [--jobs N].
+
+Trains every comparison method and every row of the ablation on the same folds, one after the other or side by side (on a GPU of its own
+each where there are several), measures what each costs and where its heat lies, and compares all with HARM3-Fusion on the same cases.
+
+A stopped call goes on where it was; runs that lie finished in DIR/runs/METHOD are taken as they are. Writes into DIR: `table1.html`,
+`report.html` (the same runs as Training.evaluate reports them), `tables.csv` and `results.json`; prepared cases go to DIR/cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from HARM3Logic.case import Case, write_text
+from HARM3Logic.cohort import read_cohort
+from HARM3Logic.device import choose
+from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.prediction import writable
+from Training import cache as caching
+from Training import cost, evaluate, page, published, side_by_side, train
+from Training.experiment import Experiment, find
+from Training.folds import Split
+from Training.runs import Run, read_runs
+from Training.side_by_side import Job
+
+OURS = "harm3_fusion"
+VARIANTS = ("compact", "equal", "paper")  # equal: small networks, all trained as HARM3-Fusion is
+
+
+def methods(variant: str = "compact") -> dict[str, str]:
+    """Every row of both tables and the experiment that trains it, in the order of the tables."""
+    compared = {name: f"baselines:{name}_{variant}" for name in published.METHODS if name != OURS}
+    size = "paper" if variant == "paper" else "compact"
+    tail = "" if variant == "paper" else f":{size}"
+    rows = {name: f"harm3_ablations:{name}{tail}" for name in published.ABLATIONS if name != OURS}
+    return {**compared, OURS: f"{OURS}:{size}", **rows}
+
+
+def chosen(names: Sequence[str], variant: str) -> dict[str, str]:
+    """The asked rows, or all of them; any other experiment may be named as LABEL=NAME:VARIANT.
+
+    Raises:
+        BadOption: a row does not exist.
+    """
+    known = methods(variant)
+    asked = {}
+    for name in names or known:
+        label, _, experiment = name.partition("=")
+        if not experiment and label not in known:
+            raise BadOption(f"there is no method {name!r}; there are {', '.join(known)}.", "Name one, or give LABEL=NAME:VARIANT.")
+        asked[label] = experiment or known[label]
+    return asked
+
+
+def shortened(experiment: Experiment, epochs: int | None) -> Experiment:
+    """The same recipe in fewer or more epochs; each of its stages takes the same share of them."""
+    if epochs is None:
+        return experiment
+    share = epochs / experiment.epochs
+    stages = {name: math.ceil(getattr(experiment, name) * share) for name in ("mask_epochs", "frozen_epochs", "patience")}
+    stages["mask_epochs"] = min(stages["mask_epochs"], max(0, epochs - 1))  # at least one epoch learns from labels
+    return replace(experiment, epochs=epochs, **stages)
+
+
+def train_all(
+    experiments: Mapping[str, tuple[str, Experiment]],
+    cohort: Path,
+    out: Path,
+    places: Sequence[tuple[str, int]],
+    external: Sequence[str] = (),
+) -> dict[str, str]:
+    """Train and measure what is not there yet; label to the reason of each that failed.
+
+    Args:
+        experiments: label to name and recipe.
+        places: device and threads of each process, as `side_by_side.slots` gives them.
+
+    Raises:
+        BadCohort: cases cannot be prepared.
+    """
+    cases = read_cohort(cohort)
+    for _, experiment in experiments.values():  # once, and not in each of several processes
+        _tensors(cases, experiment, out, external, places[0][0])
+    trainings, measurements = [], []
+    for label, (name, experiment) in experiments.items():
+        log = out / "logs" / f"{label}.log" if len(places) > 1 else None
+        trainings.append(Job(label, _train, (experiment, name, cohort, out, label, tuple(external)), log))
+        measurements.append(Job(label, _measure, (experiment, cohort, out, label, tuple(external)), log))
+    failed = side_by_side.run(trainings, places)
+    # one at a time: what is timed must not share its cores
+    return failed | side_by_side.run([job for job in measurements if job.name not in failed], places[:1])
+
+
+def _train(device: str, experiment: Experiment, name: str, cohort: Path, out: Path, label: str, external: Sequence[str]) -> None:
+    place = out / "runs" / label
+    print(f"{label}: {name} on {device}")
+    train.run(experiment, name, cohort, place, None, False, device, 1, external=external, cache=out / "cache")
+
+
+def _measure(device: str, experiment: Experiment, cohort: Path, out: Path, label: str, external: Sequence[str]) -> None:
+    place = out / "runs" / label
+    if not cost.measured(place):
+        tensors, splits = _tensors(read_cohort(cohort), experiment, out, external, device)
+        cost.measure(experiment, tensors, splits, place, device)
+
+
+def _tensors(
+    cases: Sequence[Case], experiment: Experiment, out: Path, external: Sequence[str], device: str
+) -> tuple[caching.Cache, list[Split]]:
+    inside, splits = train.partition(cases, experiment, False, external, False)
+    kind = choose(device).type
+    masks = experiment.ignore_masks
+    found = caching.build(inside, experiment.preprocessing, experiment.tile_encoder, out / "cache", ignore_masks=masks, device=kind)
+    return found, splits
+
+
+def tabulate(out: Path, labels: Sequence[str]) -> dict[str, Any]:
+    """The figures of all finished runs: those of `Training.evaluate`, and what each method costs beside the paper's figures.
+
+    Raises:
+        BadOption: HARM3-Fusion is not among them, or runs cannot be compared.
+    """
+    runs = read_runs([out / "runs" / label for label in labels])
+    reference = next((run for run in runs if run.name == OURS), runs[0])
+    results = evaluate.evaluate(runs, reference)
+    results["methods"] = [_method(run) for run in runs]
+    write_text(writable(out) / "table1.html", page.render_tables(results, runs, reference))
+    evaluate.write(results, runs, reference, out)
+    return results
+
+
+def _method(run: Run) -> dict[str, Any]:
+    found = cost.measured(run.path)
+    return {
+        "run": run.name,
+        "experiment": run.experiment.get("name"),
+        "train_seconds": cost.trained_seconds(run.path),
+        **{key: found.get(key) for key in ("device", "threads", "parameters", "inference_ms", "peak_mib", "masks", "localisation")},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    about = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser("python -m Training.table1", description=about[1], epilog=about[2])
+    parser.add_argument("--cohort", type=Path, required=True, help="table of cases with labels")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the tables")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="M", help=f"{', '.join(methods())}, or LABEL=NAME:VARIANT")
+    parser.add_argument("--variant", choices=VARIANTS, default=VARIANTS[0], help="sizes and training; equal: all as ours")
+    parser.add_argument("--epochs", type=int, help="instead of each method's own; its stages shrink alike")
+    parser.add_argument("--jobs", type=int, default=1, help="methods trained side by side (default: 1)")
+    parser.add_argument("--external", action="append", default=[], metavar="CENTRE", help="a centre that only Training.evaluate may open")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
+    asked = parser.parse_args(arguments)
+    try:
+        if asked.jobs < 1 or (asked.epochs is not None and asked.epochs < 1):
+            raise BadOption(f"--jobs {asked.jobs} --epochs {asked.epochs}; at least 1 of each is wanted.", "Correct them.")
+        names = chosen(asked.methods, asked.variant)
+        experiments = {label: (name, shortened(find(name), asked.epochs)) for label, name in names.items()}
+        failed = train_all(experiments, asked.cohort, writable(asked.out), side_by_side.slots(asked.jobs, asked.device), asked.external)
+        for label, reason in failed.items():
+            print(f"{label} failed: {reason}", file=sys.stderr)
+        if len(failed) == len(names):
+            return 2
+        results = tabulate(asked.out, [label for label in names if label not in failed])
+    except HARM3Error as error:
+        print(error, file=sys.stderr)
+        return 2
+    for row in results["runs"]:
+        print(f"{row['run']}: AUC {row['auc']}")
+    print(f"Tables: {asked.out / 'table1.html'}")
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
