@@ -94,8 +94,8 @@ def _organs(rng: np.random.Generator) -> list[tuple[Ellipsoid, float]]:
         blob(-55, -10, 10, (50.0, 55.0, 60.0), LIVER),
         blob(0, 62, 0, (19.0, 16.0, 800.0), SPINE),
         blob(10, 38, 0, (9.0, 9.0, 800.0), AORTA),
-        blob(60, 45, -5, (22.0, 20.0, 45.0), KIDNEY),
-        blob(-55, 50, -10, (22.0, 20.0, 45.0), KIDNEY),
+        blob(54, 38, -5, (22.0, 20.0, 45.0), KIDNEY),
+        blob(-54, 38, -10, (22.0, 20.0, 45.0), KIDNEY),
         blob(75, -30, 20, (16.0, 14.0, 18.0), GAS),
     ]
 

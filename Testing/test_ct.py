@@ -231,3 +231,15 @@ def test_a_cohort_is_predicted_and_a_changed_ct_again(cohort, tiny, tmp_path):
     )
     assert predict_cohort([other, cases[1]], tmp_path, tiny, device="cpu", predictor=predictor) == []
     assert (tmp_path / "cases" / cases[0].case_id / "prediction.json").stat().st_mtime_ns != done
+
+
+def test_a_real_ct_is_cropped_round_its_tumour(data):
+    folder = data / "data/ct_sarcoma/STS_001"
+    found = prepare(
+        Case.from_files("real", {"ct": folder / "ct.nii.gz", "tumour_ct": folder / "tumour.nii.gz"}),
+        dataclasses.replace(SETTINGS, shape=(24, 48, 48)),
+        wanted=("ct",),
+    )
+    inside = found.ct[found.tumour_ct > 0]
+    assert -0.5 < float(inside.median()) < 0.5  # soft tissue, in the middle of the window
+    assert "not_hounsfield" not in dict(found.warnings)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from HARM3Logic import __version__, volume
+from HARM3Logic import volume
 from HARM3Logic.batch import Prepared
 from HARM3Logic.case import MASKS, MRI, Case
 from HARM3Logic.errors import BadCohort, HARM3Error
@@ -57,7 +59,7 @@ def build(
     device: str = "cpu",
     workers: int | None = None,
 ) -> Cache:
-    """Prepare what is not yet there; a case whose files or settings changed is prepared again.
+    """Prepare what is not yet there; a case is prepared again when its files, the settings or the code of `prepare` change.
 
     Args:
         encoder: file or name of the tile encoder.
@@ -68,7 +70,7 @@ def build(
     """
     folder.mkdir(parents=True, exist_ok=True)
     loaded = TileEncoder.load(encoder, device)
-    salt = json.dumps([__version__, dataclasses.asdict(settings), loaded.weights_sha256, ignore_masks], sort_keys=True)
+    salt = json.dumps([code_of_prepare(), dataclasses.asdict(settings), loaded.weights_sha256, ignore_masks], sort_keys=True)
     paths = [folder / f"{case.case_id}.{_key(case, salt, ignore_masks)}.safetensors" for case in cases]
     missing = [(case, path) for case, path in zip(cases, paths, strict=True) if not _whole(path)]
     if missing:
@@ -79,6 +81,28 @@ def build(
                 f"{len(failures)} of {len(cases)} cases cannot be prepared: {listed}", "Mend or remove them; the others are kept."
             )
     return Cache(paths, cases)
+
+
+@cache
+def code_of_prepare() -> str:
+    """Hash of all code that makes a case's tensors."""
+    return hashlib.sha256("".join(source for _, source in sorted(sources().items())).encode()).hexdigest()
+
+
+def sources() -> dict[str, str]:
+    """The source of `prepare` and of every module of ours that it stands on, by name."""
+    found: dict[str, str] = {}
+    waiting = ["HARM3Logic.prepare"]
+    while waiting:
+        spec = importlib.util.find_spec(waiting.pop())
+        if spec is None or spec.origin is None or spec.name in found:
+            continue
+        found[spec.name] = Path(spec.origin).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(found[spec.name])):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "HARM3Logic":
+                package = node.module == "HARM3Logic"
+                waiting += [f"HARM3Logic.{alias.name}" for alias in node.names] if package else [node.module]
+    return found
 
 
 def _prepare_all(
