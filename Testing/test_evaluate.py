@@ -457,9 +457,9 @@ def test_the_command_reports_locked_cases_of_a_run_without_folds(
 
 def test_a_run_is_what_the_training_writes(good: Path) -> None:
     """The columns that Training.train writes are those a run reads."""
-    from Training.judgement import prediction_rows
+    from Training.judgement import Rule, prediction_rows
     from Training.runs import COLUMNS
 
     case = Case.from_files("A", {}, patient_id="P", centre="c", label=1)
-    assert tuple(prediction_rows([case], "judge", np.array([0.6]), 0.5)[0]) == COLUMNS
+    assert tuple(prediction_rows([case], "judge", np.array([0.6]), Rule(0.5, (0.5, 0.5)))[0]) == COLUMNS
     assert isinstance(read_run(good), Run)

@@ -289,8 +289,8 @@ def test_no_other_cut_is_better(seed: int) -> None:
 
 def test_calibrate_keeps_the_threshold_on_the_calibrated_scale() -> None:
     label, logit = drawn(400, slope=0.5, intercept=1.0)
-    calibration, threshold = calibrate(label, logit)
+    calibration, rule = calibrate(label, logit)
     fit = metrics.logistic(label, logit, SLOPE_PRIOR)
     assert (calibration.slope, calibration.intercept) == (fit.slope, fit.intercept)
     assert np.array_equal(np.array(calibration.covariance), fit.covariance)
-    assert threshold == pytest.approx(metrics.youden(label, expit(fit.slope * logit + fit.intercept)), abs=5e-4)
+    assert rule.threshold == pytest.approx(metrics.youden(label, expit(fit.slope * logit + fit.intercept)), abs=5e-4)

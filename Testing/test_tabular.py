@@ -80,7 +80,7 @@ def cohort(tmp_path: Path) -> Path:
 
 def test_a_run_has_the_files_and_columns_of_a_training(cohort: Path, tmp_path: Path) -> None:
     assert tabular.main([str(cohort), "--out", str(tmp_path / "run")]) == 0
-    wanted = list(judgement.prediction_rows([Case("c", {}, label=1)], "judge", np.array([0.5]), 0.5)[0])
+    wanted = list(judgement.prediction_rows([Case("c", {}, label=1)], "judge", np.array([0.5]), judgement.Rule(0.5, (0.5, 0.5)))[0])
     judged = []
     for model in tabular.MODELS:
         assert json.loads((tmp_path / "run" / model / "experiment.json").read_text())["cohort"] == "cohort"

@@ -163,8 +163,22 @@ def test_calibration_and_threshold_come_from_what_it_is_given() -> None:
     rng = np.random.default_rng(0)
     label = rng.integers(0, 2, 4000)
     logit = 4 * (label - 0.5) + rng.normal(0, 2, 4000) + 3  # shifted and, at that spread, too sure by nothing: the slope stays 1
-    calibration, threshold = train.calibrate(label, logit)
+    calibration, rule = train.calibrate(label, logit)
     assert calibration.slope == pytest.approx(1.0, abs=0.1)
     assert calibration.intercept == pytest.approx(-3.0, abs=0.3)
-    assert threshold == pytest.approx(0.5, abs=0.1)
-    assert train.zone_around(0.05) == (0.0, pytest.approx(0.15))
+    assert rule.threshold == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_zone_is_where_the_threshold_may_lie() -> None:
+    rng = np.random.default_rng(1)
+    zones = {}
+    for count in (40, 4000):
+        label = np.arange(count) % 2
+        _, rule = train.calibrate(label, 4 * (label - 0.5) + rng.normal(0, 2, count))
+        zones[count] = rule.zone
+        assert rule.zone[0] <= rule.threshold <= rule.zone[1]
+        assert (rule(rule.zone[0] - 0.01), rule(rule.threshold), rule(rule.zone[1] + 0.01)) == ("non-responder", "uncertain", "responder")
+    assert np.diff(zones[4000]) < 0.5 * np.diff(zones[40])
+    label = np.arange(60) % 2
+    _, clear = train.calibrate(label, np.where(label == 1, 4.0, -6.0) + rng.normal(0, 0.3, 60))
+    assert clear.zone[0] > 0.02, "a case far below every responder is no doubtful one"

@@ -26,7 +26,7 @@ from HARM3Logic.errors import BadOption, HARM3Error
 from HARM3Logic.familiarity import Reference
 from HARM3Logic.models import MODELS
 from Training import calibration, metrics
-from Training.judgement import calibrate, zone_around
+from Training.judgement import calibrate
 from Training.runs import Run, read_run
 
 HOW = ("ensemble", "refit", "best")
@@ -113,14 +113,14 @@ def _ensemble(run: Run, found: Sequence[Checkpoint], out: Path, figures: Mapping
         for k, fold in enumerate(found):
             model.members[k].load_state_dict(fold.model.state_dict())  # type: ignore[index,union-attr]
             model.scale[k], model.shift[k] = fold.card.calibration.slope, fold.card.calibration.intercept  # type: ignore[index]
-    fitted, threshold = calibrate(run.label, log_odds(np.clip(run.probability, EDGE, 1 - EDGE)))
+    fitted, rule = calibrate(run.label, log_odds(np.clip(run.probability, EDGE, 1 - EDGE)))
     card = dataclasses.replace(
         first,
         model=name,
         config=config,
         calibration=fitted,
-        threshold=threshold,
-        uncertain_zone=zone_around(threshold),
+        threshold=rule.threshold,
+        uncertain_zone=rule.zone,
         training={**{key: value for key, value in _without_own(first.training).items() if key not in ("inner_auc", "cases")}, **figures},
     )
     checkpoint.save(out, model, card, merged([fold.familiarity for fold in found]))

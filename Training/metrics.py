@@ -209,8 +209,8 @@ def logistic(label: Int[np.ndarray, " N"], logit: Float[np.ndarray, " N"], prior
 
 def youden(label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> float:
     """The threshold with the largest sensitivity + specificity - 1, half-way to the next lower probability."""
-    order = np.sort(np.unique(probability))
-    cuts = np.concatenate([[order[0] / 2], (order[1:] + order[:-1]) / 2])
-    sensitivity = np.array([(probability[label == 1] >= c).mean() for c in cuts])
-    specificity = np.array([(probability[label == 0] < c).mean() for c in cuts])
-    return float(cuts[np.argmax(sensitivity + specificity)])
+    values, at = np.unique(probability, return_inverse=True)
+    events, others = np.bincount(at, label == 1), np.bincount(at, label == 0)
+    found, kept = events[::-1].cumsum()[::-1], others.cumsum() - others  # at or above each value; below it
+    cuts = np.concatenate([[values[0] / 2], (values[1:] + values[:-1]) / 2])
+    return float(cuts[np.argmax(found * others.sum() + kept * events.sum())])

@@ -61,11 +61,11 @@ def judge(table: Table, split: Split, model: str) -> list[dict[str, Any]]:
     label = np.array([-1 if case.label is None else case.label for case in table.cases])  # -1: locked, and in no part of the split
     train, choose = list(split.train), list(split.choose)
     fitted = pipeline(model, table.frame).fit(table.frame.iloc[train], label[train])
-    calibration, threshold = calibrate(label[choose], fitted.decision_function(table.frame.iloc[choose]))
+    calibration, rule = calibrate(label[choose], fitted.decision_function(table.frame.iloc[choose]))
     found = []
     for role, part in (("choose", choose), ("judge", list(split.judge))):
         probability = calibration(fitted.decision_function(table.frame.iloc[part]))
-        found += prediction_rows([table.cases[k] for k in part], role, probability, threshold)
+        found += prediction_rows([table.cases[k] for k in part], role, probability, rule)
     return found
 
 

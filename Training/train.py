@@ -37,7 +37,7 @@ from Training.cache import Cache
 from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.folds import Split, folds, whole
-from Training.judgement import calibrate, logits_without, prediction_rows, write_without, zone_around
+from Training.judgement import Rule, calibrate, logits_without, prediction_rows, write_without
 from Training.loop import logits, train
 from Training.runs import WITHOUT
 
@@ -182,17 +182,17 @@ def finish(
     if not fabric.is_global_zero:
         return
     logit, label = logits(model, tensors, split.choose, experiment.batch_size, fabric.device)
-    calibration, threshold = calibrate(label, logit)
-    table = prediction_rows(_of(tensors, split.choose), "choose", calibration(logit), threshold)
+    calibration, rule = calibrate(label, logit)
+    table = prediction_rows(_of(tensors, split.choose), "choose", calibration(logit), rule)
     found = {"inner_auc": dataclasses.asdict(metrics.auc(label, logit))}
     if split.judge:
         judged, truth = logits(model, tensors, split.judge, experiment.batch_size, fabric.device)
-        table += prediction_rows(_of(tensors, split.judge), "judge", calibration(judged), threshold)
+        table += prediction_rows(_of(tensors, split.judge), "judge", calibration(judged), rule)
         found["auc"] = dataclasses.asdict(metrics.auc(truth, judged))
         without = logits_without(model, tensors, split.judge, judged, fabric.device)
-        write_without(out, _of(tensors, split.judge), without, calibration, threshold)
+        write_without(out, _of(tensors, split.judge), without, calibration, rule)
     write_cohort(out / "predictions.csv", table)
-    card = _card(experiment, model, calibration, threshold, _provenance(name, tensors.cases, split, found, experiment))
+    card = _card(experiment, model, calibration, rule, _provenance(name, tensors.cases, split, found, experiment))
     familiarity = learn(tensors[k] for k in split.train)
     checkpoint.save(out / "checkpoint.safetensors", model.cpu(), card, familiarity)
     print(f"{out.name}: " + ", ".join(f"{key} {metrics.Estimate(**value)}" for key, value in found.items()))
@@ -202,14 +202,14 @@ def _without_inputs(done: checkpoint.Checkpoint, tensors: Cache, split: Split, o
     """The tables without an input of a fold that was finished before there were any."""
     judged, _ = logits(done.model, tensors, split.judge, 8, fabric.device)
     without = logits_without(done.model, tensors, split.judge, judged, fabric.device)
-    write_without(out, _of(tensors, split.judge), without, done.card.calibration, done.card.threshold)
+    write_without(out, _of(tensors, split.judge), without, done.card.calibration, Rule(done.card.threshold, done.card.uncertain_zone))
 
 
 def _of(cache: Cache, rows: Sequence[int]) -> list[Case]:
     return [cache.cases[k] for k in rows]
 
 
-def _card(experiment: Experiment, model: torch.nn.Module, calibration: Calibration, threshold: float, training: dict[str, object]) -> Card:
+def _card(experiment: Experiment, model: torch.nn.Module, calibration: Calibration, rule: Rule, training: dict[str, object]) -> Card:
     encoder = TileEncoder.load(experiment.tile_encoder)
     return Card(
         model=experiment.model,
@@ -219,8 +219,8 @@ def _card(experiment: Experiment, model: torch.nn.Module, calibration: Calibrati
         intended_use=INTENDED_USE,
         tile_encoder={"name": encoder.entry.name, "weights_sha256": encoder.weights_sha256},
         calibration=calibration,
-        threshold=threshold,
-        uncertain_zone=zone_around(threshold),
+        threshold=rule.threshold,
+        uncertain_zone=rule.zone,
         training=training,
     )
 
