@@ -221,7 +221,7 @@ def _plain(path: Path) -> openslide.ImageSlide:
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's answers to damaged files
         if isinstance(error, BadSlide):
             raise
-        raise BadSlide(f"{str(path)!r} is damaged; it cannot be decoded ({error}).", "Copy or export it again.") from error
+        raise BadSlide(f"{str(path)!r} is cut short or damaged; it cannot be decoded ({error}).", "Copy or export it again.") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
