@@ -19,10 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI
-from HARM3Logic.models.channels import EachVolume, check, fill, gather, joined
-from HARM3Logic.models.output import CamLayer, Output
+from HARM3Logic.models.channels import ChannelClassifier, fill, joined
 
 STAGES = (("conv1",), ("conv2",), ("conv3a", "conv3b"), ("conv4a", "conv4b"), ("conv5a", "conv5b"))
 GRID = (1, 4, 4)  # what 16x112x112, the source's input, leaves after the last pool
@@ -58,12 +56,14 @@ def compact() -> C3DConfig:
     return C3DConfig(widths=(16, 32, 64, 128, 128), hidden=256, cam_layer="conv4b")
 
 
-class C3D(nn.Module):
+class C3D(ChannelClassifier):
     """See the module's diagram."""
 
+    name = "c3d"
+
     def __init__(self, config: C3DConfig = C3DConfig()) -> None:
-        super().__init__()
-        self.config = c = config
+        super().__init__(config)
+        c = config
         before = len(c.volumes)
         for names, width in zip(STAGES, c.widths, strict=True):
             for name in names:
@@ -74,26 +74,8 @@ class C3D(nn.Module):
         self.fc6 = nn.Linear(before * GRID[0] * GRID[1] * GRID[2], c.hidden)
         self.fc7 = nn.Linear(c.hidden, c.hidden)
         self.fc8 = nn.Linear(c.hidden, 2)
-        self.each = EachVolume()
-
-    def forward(self, batch: Batch) -> Output:
-        """One logit per case.
-
-        Raises:
-            MissingInput: a case has none of the volumes, or lacks one the config says it needs.
-        """
-        batch.need("mri", "mri_mask")
-        check(batch, self.config.volumes, self.config.needs, "c3d")
-        channels, present = gather(batch, self.config.volumes)
-        classes = self.classify(channels, present)
-        return Output(classes[:, 1] - classes[:, 0])
 
     def classify(self, channels: Float[Tensor, "B V D H W"], present: Tensor | None = None) -> Float[Tensor, "B 2"]:
-        """The source's network: the two classes before the softmax.
-
-        Args:
-            present: (B, V); None: all channels are there.
-        """
         x = channels
         for k, names in enumerate(STAGES):
             for name in names:
@@ -105,14 +87,6 @@ class C3D(nn.Module):
         for layer in (self.fc6, self.fc7):
             x = F.dropout(F.relu(layer(x)), self.config.dropout, self.training)
         return self.fc8(x)
-
-    def cam_layers(self) -> tuple[CamLayer, ...]:
-        """One, which all volumes share."""
-        return (CamLayer(self.each, self.config.volumes),)
-
-    def inputs(self) -> tuple[str, ...]:
-        """What the model can read."""
-        return self.config.volumes
 
 
 def load_reference(model: C3D, weights: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ copy, `joined` puts them together again, so that each shows the map of its case 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI
 from HARM3Logic.errors import BadCheckpoint, MissingInput
+from HARM3Logic.models.output import CamLayer, Output
 
 
 def gather(batch: Batch, volumes: Sequence[str]) -> tuple[Float[Tensor, "B V D H W"], Bool[Tensor, "B V"]]:
@@ -74,3 +76,41 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
+
+
+class ChannelClassifier(nn.Module):
+    """A network with the volumes as channels and two classes; who inherits names itself and says how it classifies."""
+
+    name: str
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config  # has `volumes` and `needs`
+        self.each = EachVolume()
+
+    def classify(self, channels: Float[Tensor, "B V D H W"], present: Bool[Tensor, "B V"] | None = None) -> Float[Tensor, "B 2"]:
+        """The source's network: the two classes before the softmax.
+
+        Args:
+            present: None: all channels are there.
+        """
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Output:
+        """One logit per case.
+
+        Raises:
+            MissingInput: a case has none of the volumes, or lacks one the config says it needs.
+        """
+        check(batch, self.config.volumes, self.config.needs, self.name)
+        classes = self.classify(*gather(batch, self.config.volumes))
+        return Output(classes[:, 1] - classes[:, 0])
+
+    def cam_layers(self) -> tuple[CamLayer, ...]:
+        """One, which all volumes share."""
+        return (CamLayer(self.each, self.config.volumes),)
+
+    def inputs(self) -> tuple[str, ...]:
+        """What the model can read."""
+        volumes: tuple[str, ...] = self.config.volumes
+        return volumes

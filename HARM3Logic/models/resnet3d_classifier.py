@@ -17,10 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI
-from HARM3Logic.models.channels import EachVolume, check, fill, gather, joined
-from HARM3Logic.models.output import CamLayer, Output
+from HARM3Logic.models.channels import ChannelClassifier, fill, joined
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
 
 NAMES = {"conv1": "trunk.stem.0", "bn1": "trunk.stem.1", "fc": "fc"}  # the reference's other modules only lack "trunk."
@@ -51,48 +49,23 @@ def compact() -> ResNet3DConfig:
     return ResNet3DConfig(trunk=TrunkConfig(depth=10, widen=0.25, stem="strided", output_stride=8))
 
 
-class ResNet3D(nn.Module):
+class ResNet3D(ChannelClassifier):
     """See the module's diagram."""
 
+    name = "resnet3d"
+
     def __init__(self, config: ResNet3DConfig = ResNet3DConfig()) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.trunk = ResNetTrunk(config.trunk)
         _widen_input(self.trunk, len(config.volumes))
         self.fc = nn.Linear(self.trunk.channels, 2)
-        self.each = EachVolume()
-
-    def forward(self, batch: Batch) -> Output:
-        """One logit per case.
-
-        Raises:
-            MissingInput: a case has none of the volumes, or lacks one the config says it needs.
-        """
-        batch.need("mri", "mri_mask")
-        check(batch, self.config.volumes, self.config.needs, "resnet3d")
-        channels, present = gather(batch, self.config.volumes)
-        classes = self.classify(channels, present)
-        return Output(classes[:, 1] - classes[:, 0])
 
     def classify(self, channels: Float[Tensor, "B V D H W"], present: Tensor | None = None) -> Float[Tensor, "B 2"]:
-        """The source's network: the two classes before the softmax.
-
-        Args:
-            present: (B, V); None: all channels are there.
-        """
         first = self.trunk.layer1(self.trunk.stem(channels))  # not `begin`, which is declared for one channel
         last = self.trunk.end(first, None if self.trunk.gate is None else self.trunk.gate(first)[:, 0])
         if present is not None:
             last = joined(self.each(last, present), present)
         return self.fc(last.mean(dim=(2, 3, 4)))
-
-    def cam_layers(self) -> tuple[CamLayer, ...]:
-        """One, which all volumes share."""
-        return (CamLayer(self.each, self.config.volumes),)
-
-    def inputs(self) -> tuple[str, ...]:
-        """What the model can read."""
-        return self.config.volumes
 
 
 def load_reference(model: ResNet3D, weights: Mapping[str, Tensor]) -> None:
