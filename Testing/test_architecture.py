@@ -42,7 +42,7 @@ LAYERS = (
     ("preprocessing", "bag"),
     ("mri", "ct"),
     ("prepare", "familiarity"),
-    ("models.output", "models.layers", "models.bags"),
+    ("models.output", "models.layers", "models.bags", "models.reference"),
     ("models.resnet3d", "models.ldvae", "models.vit3d", "models.tumour", "models.channels"),
     # every further model stands in this line: none imports another
     (

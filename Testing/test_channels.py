@@ -13,7 +13,8 @@ from HARM3Logic.cohort import read_cohort
 from HARM3Logic.errors import BadCheckpoint, MissingInput
 from HARM3Logic.explain import explain, saliency
 from HARM3Logic.models import MODELS
-from HARM3Logic.models.channels import EachVolume, fill, gather, joined
+from HARM3Logic.models.channels import EachVolume, gather, joined
+from HARM3Logic.models.reference import fill
 from HARM3Logic.predict import predict
 from HARM3Logic.prepare import Preprocessing
 

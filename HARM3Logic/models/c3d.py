@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from HARM3Logic.case import MRI
-from HARM3Logic.models.channels import ChannelClassifier, fill, joined
+from HARM3Logic.models.channels import ChannelClassifier, joined
+from HARM3Logic.models.reference import fill
 
 STAGES = (("conv1",), ("conv2",), ("conv3a", "conv3b"), ("conv4a", "conv4b"), ("conv5a", "conv5b"))
 GRID = (1, 4, 4)  # what 16x112x112, the source's input, leaves after the last pool

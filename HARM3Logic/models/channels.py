@@ -1,4 +1,4 @@
-"""What the convolutional comparison methods share: volumes as channels, heat that several volumes share, the reference's weights.
+"""What the convolutional comparison methods share: volumes as channels, heat that several volumes share.
 
     Batch --gather--> (B V D H W), (B V) --network--> (B C d h w) --EachVolume--> (n C d h w) --joined--> (B C d h w)
 
@@ -8,7 +8,7 @@ copy, `joined` puts them together again, so that each shows the map of its case 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI
-from HARM3Logic.errors import BadCheckpoint, MissingInput
+from HARM3Logic.errors import MissingInput
 from HARM3Logic.models.output import CamLayer, Output
 
 
@@ -53,29 +53,6 @@ def joined(rows: Float[Tensor, "n C d h w"], present: Bool[Tensor, "B V"]) -> Fl
     """The mean of each case's rows; 0 for a case that has none."""
     total = rows.new_zeros(len(present), *rows.shape[1:]).index_add(0, present.nonzero()[:, 0], rows)
     return total / present.sum(dim=1).clamp(min=1).to(rows.dtype)[:, None, None, None, None]
-
-
-def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Copy weights under our names into a model, all of them or none.
-
-    Args:
-        source: what they were read from, for the message.
-
-    Raises:
-        BadCheckpoint: a weight is missing, unknown, or of another shape.
-    """
-    own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights or name not in own or weights[name].shape != own[name].shape:
-            found = tuple(weights[name].shape) if name in weights else "nothing"
-            wanted = tuple(own[name].shape) if name in own else "nothing"
-            raise BadCheckpoint(
-                f"the weights of {source} do not fit: {name} is {found}, the model wants {wanted}.",
-                "Build the model with the widths and inputs the weights were made for.",
-            )
-    with torch.no_grad():
-        for name, value in weights.items():
-            own[name].copy_(value)
 
 
 class ChannelClassifier(nn.Module):

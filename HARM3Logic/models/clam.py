@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.errors import BadCheckpoint
-from HARM3Logic.models.bags import bare, log_odds, read, renamed
-from HARM3Logic.models.channels import fill
+from HARM3Logic.models.bags import log_odds, read
 from HARM3Logic.models.layers import FeatureScale, GatedPooling
 from HARM3Logic.models.output import CamLayer, Output
+from HARM3Logic.models.reference import bare, fill, renamed
 
 ATTENTION_DROPOUT = 0.25  # of the official code whenever it drops out at all
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
-from HARM3Logic.errors import MissingInput
+from HARM3Logic.models.bags import read_any
+from HARM3Logic.models.channels import check
 from HARM3Logic.models.layers import AttentionPooling, CrossAttention, RelativeBias, TransformerLayer
 from HARM3Logic.models.ldvae import LDVAE, LdvaeConfig
 from HARM3Logic.models.output import CamLayer, Output
@@ -159,7 +160,7 @@ class HARM3Fusion(nn.Module):
 
     def _mri_tokens(self, batch: Batch) -> tuple[Float[Tensor, "B T S L E"], dict[str, Float[Tensor, ""]]]:
         mri, present = batch.need("mri", "mri_mask")
-        self._check(present)
+        check(batch, MRI, self.config.needs, "harm3_fusion")
         # only volumes that are there go in: no neighbour, no zero reaches the statistics
         shown = [present[:, :, s] for s in range(len(SEQUENCES))]
         begun = [self._trunk(name).begin(mri[:, :, s][shown[s]][:, None]) for s, name in enumerate(SEQUENCES)]
@@ -199,14 +200,6 @@ class HARM3Fusion(nn.Module):
             losses["tumour_radiomics"] = c.radiomics_weight * torch.stack(terms).mean()
         return losses
 
-    def _check(self, present: Bool[Tensor, "B T S"]) -> None:
-        flat = present.flatten(1)
-        if not flat.any(dim=1).all():
-            raise MissingInput(f"a case has no MRI volume; harm3_fusion needs at least one of {', '.join(MRI)}.", "Load one.")
-        for name in self.config.needs:
-            if name in MRI and not flat[:, MRI.index(name)].all():
-                raise MissingInput(f"a case has no {name}; this checkpoint needs {', '.join(self.config.needs)}.", f"Load {name}.")
-
     def _fuse(self, batch: Batch, tokens: Float[Tensor, "B T S L E"], sample: torch.Generator | None) -> Output:
         c = self.config
         present = batch.mri_mask
@@ -228,7 +221,7 @@ class HARM3Fusion(nn.Module):
             fused, here = self._sum_times(fused, here)
         asked = fused * here[..., None]
         if c.attn2 != "mri_only":
-            slide, attention["slide"] = self._slide_tokens(batch, len(fused))
+            slide, attention["slide"] = self._slide_tokens(batch)
             if c.attn2 == "cross":
                 asked, attention["mri"] = self.cross(slide, fused, here)
             else:
@@ -256,16 +249,8 @@ class HARM3Fusion(nn.Module):
             losses = {key: losses[key] + value for key, value in terms.items()}
         return torch.stack(decoded, dim=2), losses
 
-    def _slide_tokens(self, batch: Batch, cases: int) -> tuple[Tensor, Tensor]:
-        width = self.config.tile_features
-        tiles, mask = batch.tiles, batch.tile_mask
-        if tiles is None or mask is None:
-            tiles = self.places.new_zeros(cases, 1, width, dtype=self.tile_to_width.weight.dtype)
-            mask = self.places.new_zeros(cases, 1, dtype=torch.bool)
-        if tiles.shape[-1] != width:
-            raise MissingInput(
-                f"the tiles have {tiles.shape[-1]} features; the model needs {width}.", "Use the tile encoder the checkpoint names."
-            )
+    def _slide_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        tiles, mask = read_any(batch, self.config.tile_features)
         normed = torch.zeros_like(tiles)
         if int(mask.sum()) > 1 or not self.training:  # a single tile has no spread to learn from
             normed[mask] = self.tile_norm(tiles[mask]).to(tiles.dtype)

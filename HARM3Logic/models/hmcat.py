@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
-from HARM3Logic.errors import MissingInput
+from HARM3Logic.models.bags import read_any
 from HARM3Logic.models.channels import check
 from HARM3Logic.models.layers import CoAttention, FeatureScale, GatedPooling
 from HARM3Logic.models.output import CamLayer, Output
@@ -99,7 +99,7 @@ class HMCAT(nn.Module):
             MissingInput: a case has no volume, or lacks one the config says it needs; the tiles come from another encoder.
         """
         radiology, asking = self._radiology_tokens(batch)
-        tiles, present = self._tile_tokens(batch, len(radiology))
+        tiles, present = self._tile_tokens(batch)
         regions = self.regions(tiles, present, batch.tile_xy_um)
         from_tiles, to_tiles = self.ask_tiles(radiology, asking, tiles, present)
         from_regions, to_regions = self.ask_regions(radiology, asking, regions.tokens, regions.present)
@@ -135,15 +135,8 @@ class HMCAT(nn.Module):
         tokens = tokens + self.volume_code
         return tokens.flatten(1, 3), present.flatten(1).repeat_interleave(tokens.shape[3], dim=1)
 
-    def _tile_tokens(self, batch: Batch, cases: int) -> tuple[Float[Tensor, "B N E"], Bool[Tensor, "B N"]]:
-        width, tiles, present = self.config.tile_features, batch.tiles, batch.tile_mask
-        if tiles is None or present is None:
-            tiles = self.volume_code.new_zeros(cases, 1, width)
-            present = torch.zeros(cases, 1, dtype=torch.bool, device=tiles.device)
-        if tiles.shape[-1] != width:
-            raise MissingInput(
-                f"the tiles have {tiles.shape[-1]} features; the model needs {width}.", "Use the tile encoder the checkpoint names."
-            )
+    def _tile_tokens(self, batch: Batch) -> tuple[Float[Tensor, "B N E"], Bool[Tensor, "B N"]]:
+        tiles, present = read_any(batch, self.config.tile_features)
         return self.tile_to_width(tiles if self.scale is None else self.scale(tiles, present)), present
 
 

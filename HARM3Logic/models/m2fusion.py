@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import SEQUENCES, TIMEPOINTS
 from HARM3Logic.errors import MissingInput
+from HARM3Logic.models.bags import read_any
 from HARM3Logic.models.layers import FeatureScale, GatedPooling
 from HARM3Logic.models.output import CamLayer, Output
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
@@ -87,7 +88,7 @@ class M2Fusion(nn.Module):
         """
         times, present = self._times(batch)
         self._check(batch, present)
-        slide, attention = self._slide(batch, len(times))
+        slide, attention = self._slide(batch)
         mri = self.join(times.flatten(1))
         # half precision would leave a part of one along the other
         logit = self.head(orthogonal_fusion(mri.float(), slide.float())).squeeze(1)
@@ -117,15 +118,8 @@ class M2Fusion(nn.Module):
         times[present] = found
         return times, present
 
-    def _slide(self, batch: Batch, cases: int) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B 1 N"]]:
-        width, tiles, present = self.config.tile_features, batch.tiles, batch.tile_mask
-        if tiles is None or present is None:
-            tiles = self.join.weight.new_zeros(cases, 1, width)
-            present = torch.zeros(cases, 1, dtype=torch.bool, device=tiles.device)
-        if tiles.shape[-1] != width:
-            raise MissingInput(
-                f"the tiles have {tiles.shape[-1]} features; the model needs {width}.", "Use the tile encoder the checkpoint names."
-            )
+    def _slide(self, batch: Batch) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B 1 N"]]:
+        tiles, present = read_any(batch, self.config.tile_features)
         tokens = self.tile_to_width(tiles if self.scale is None else self.scale(tiles, present))
         pooled, attention = self.pooling(tokens, present)
         return pooled[:, 0], attention

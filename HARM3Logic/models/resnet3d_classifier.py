@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from HARM3Logic.case import MRI
-from HARM3Logic.models.channels import ChannelClassifier, fill, joined
+from HARM3Logic.models.channels import ChannelClassifier, joined
+from HARM3Logic.models.reference import fill
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
 
 NAMES = {"conv1": "trunk.stem.0", "bn1": "trunk.stem.1", "fc": "fc"}  # the reference's other modules only lack "trunk."

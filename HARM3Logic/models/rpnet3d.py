@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
 from HARM3Logic.errors import BadOption
-from HARM3Logic.models.channels import EachVolume, check, fill, gather, joined
+from HARM3Logic.models.channels import EachVolume, check, gather, joined
 from HARM3Logic.models.output import CamLayer, Output
+from HARM3Logic.models.reference import fill
 
 LEVELS = 5
 SEGMENTED = 3  # finest levels that give segmentation logits
