@@ -219,14 +219,13 @@ def _series(folder: Path) -> sitk.Image:
     if not files:
         raise BadVolume(f"the folder {str(folder)!r} holds no DICOM images; one series is wanted.", "Choose the folder of the series.")
     if len(files) > 1:
-        found = "; ".join(f"{uid} ({_tags(names[0]).get('0008|103e', '').strip() or 'no description'})" for uid, names in files.items())
+        found = "; ".join(f"{uid} ({_tag(_head(names[0]), '0008|103e') or 'no description'})" for uid, names in files.items())
         raise BadVolume(f"the folder {str(folder)!r} holds {len(files)} DICOM series: {found}; one is wanted.", "Choose one.")
     (names,) = files.values()
     if len(names) == 1:
         return _file(Path(names[0]))
-    _check_slices(folder, names)
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(names)
+    reader.SetFileNames(_stack(folder, names))
     reader.SetOutputPixelType(sitk.sitkFloat32)
     image: sitk.Image = reader.Execute()
     if image.GetNumberOfComponentsPerPixel() != 1:
@@ -235,22 +234,27 @@ def _series(folder: Path) -> sitk.Image:
     return image
 
 
-def _check_slices(folder: Path, names: Sequence[str]) -> None:
-    """Refuse slices that are not one evenly spaced stack; ITK only warns."""
+# SOP classes whose files keep position and orientation in sequences, which SimpleITK understands but does not show as tags
+ENHANCED = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.130")
+
+
+def _stack(folder: Path, names: Sequence[str]) -> list[str]:
+    """The files in the order of their slices; refuses slices that are not one evenly spaced stack, which ITK only warns of."""
     where = f"the DICOM series in {str(folder)!r}"
-    tags = [_tags(name) for name in names]
-    if any("0020|0032" not in t or "0020|0037" not in t for t in tags):
+    heads = [_head(name) for name in names]
+    if not all((_tag(h, "0020|0032") and _tag(h, "0020|0037")) or _tag(h, "0008|0016") in ENHANCED for h in heads):
         raise BadVolume(f"{where} has slices without a position; image position and orientation are wanted.", "Export it again.")
-    axes = np.array([[float(v) for v in t["0020|0037"].split("\\")] for t in tags])
+    axes = np.array([h.GetDirection() for h in heads])
     if np.abs(axes - axes[0]).max() > 1e-3:
         raise BadVolume(f"{where} has slices that are not parallel; one stack is wanted.", "Leave the localiser images out.")
-    places = np.array([[float(v) for v in t["0020|0032"].split("\\")] for t in tags])
-    normal = np.cross(axes[0, :3], axes[0, 3:])
+    places, normal = np.array([h.GetOrigin() for h in heads]), axes[0].reshape(3, 3)[:, 2]
+    order = np.argsort(places @ normal)
+    places = places[order]
     gaps = np.diff(places @ normal)
     gap = float(np.median(gaps))
-    if np.abs(gaps).min() < 1e-3:
+    if gaps.min() < 1e-3:
         raise BadVolume(f"{where} has several slices at one position; one image is wanted.", "Separate its echoes, phases or times.")
-    if np.abs(gaps - gap).max() > 0.1 * abs(gap):
+    if np.abs(gaps - gap).max() > 0.1 * gap:
         widest = int(np.abs(gaps - gap).argmax())
         raise BadVolume(
             f"{where} has a gap of {gaps[widest]:.2f} mm after slice {widest + 1} of {len(names)} where {gap:.2f} mm are wanted.",
@@ -259,13 +263,19 @@ def _check_slices(folder: Path, names: Sequence[str]) -> None:
     travel = places[-1] - places[0]
     if np.linalg.norm(travel - (travel @ normal) * normal) > 0.01 * np.linalg.norm(travel):
         raise BadVolume(f"{where} was taken with a tilted gantry; slices stacked at right angles are wanted.", "Resample it in Slicer.")
+    return [names[k] for k in order]
 
 
-def _tags(name: str) -> dict[str, str]:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(name)
-    reader.ReadImageInformation()
-    return {key: reader.GetMetaData(key) for key in ("0008|103e", "0020|0032", "0020|0037") if reader.HasMetaDataKey(key)}
+def _head(name: str) -> sitk.ImageFileReader:
+    """The geometry and tags of a file."""
+    head = sitk.ImageFileReader()
+    head.SetFileName(name)
+    head.ReadImageInformation()
+    return head
+
+
+def _tag(head: sitk.ImageFileReader, key: str) -> str:
+    return str(head.GetMetaData(key)).strip(" \0") if head.HasMetaDataKey(key) else ""
 
 
 def reason(error: Exception) -> str:

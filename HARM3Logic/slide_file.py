@@ -46,6 +46,8 @@ class Slide:
         self.level_downsamples: tuple[float, ...] = handle.level_downsamples
         self.vendor: str = handle.properties.get("openslide.vendor", "")
         self._level_sizes_px: tuple[tuple[int, int], ...] = handle.level_dimensions
+        # Trap: nothing but pixels may be asked of the handle later; while another thread closes it, that would crash the process.
+        self._blocks_px = tuple(_block_px(handle.properties, level) for level in range(handle.level_count))
         self._handle = handle
         self._reads, self._closed, self._quiet = 0, False, threading.Condition()
         # some DICOM writers store YCbCr and tag it RGB; OpenSlide believes the tag
@@ -123,11 +125,7 @@ class Slide:
 
     def block_px(self, level: int) -> tuple[int, int]:
         """Width and height of blocks of whole pyramid tiles: one tile, or as many as make a worthwhile read."""
-        stored = [int(self._handle.properties.get(f"openslide.level[{level}].tile-{side}", 0)) for side in ("width", "height")]
-        low, high = TILE_PX
-        # larger blocks decode glass nobody asked for, and are no faster: a tile's pixels stay in the processor's cache
-        width, height = (2 * 256 if not 0 < n <= high else n * -(-low // n) for n in stored)
-        return width, height
+        return self._blocks_px[level]
 
     def read_region_rgb(self, x_px: int, y_px: int, level: int, width: int, height: int) -> UInt8[np.ndarray, "H W 3"]:
         """A rectangle of one level; what is transparent or outside is white.
@@ -224,6 +222,14 @@ def _plain(path: Path) -> openslide.ImageSlide:
         raise BadSlide(f"{str(path)!r} is cut short or damaged; it cannot be decoded ({error}).", "Copy or export it again.") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def _block_px(properties: Mapping[str, str], level: int) -> tuple[int, int]:
+    stored = [int(properties.get(f"openslide.level[{level}].tile-{side}", 0)) for side in ("width", "height")]
+    low, high = TILE_PX
+    # larger blocks decode glass nobody asked for, and are no faster: a tile's pixels stay in the processor's cache
+    width, height = (2 * 256 if not 0 < n <= high else n * -(-low // n) for n in stored)
+    return width, height
 
 
 def _mpp(path: Path, properties: Mapping[str, str]) -> float:

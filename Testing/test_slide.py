@@ -16,7 +16,19 @@ from scipy import ndimage
 
 from HARM3Logic import slide_file, tile_reader
 from HARM3Logic.errors import BadOption, BadSlide
-from HARM3Logic.slide import Slide, TileGrid, TileSettings, Tissue, TissueSettings, paint, read_batches, read_tiles, tile_grid, tissue
+from HARM3Logic.slide import (
+    Slide,
+    TileGrid,
+    TileSettings,
+    Tissue,
+    TissueSettings,
+    paint,
+    read_batches,
+    read_tile,
+    read_tiles,
+    tile_grid,
+    tissue,
+)
 from HARM3Logic.tissue import block_means, closing, majority, saturation
 
 PINK, GLASS, BLUE_INK = (200, 120, 170), (243, 243, 243), (30, 80, 160)
@@ -417,7 +429,7 @@ def test_closing_waits_for_the_readers(square: Path) -> None:
     with pytest.raises(BadSlide, match="closed"):
         list(batches)
     with pytest.raises(BadSlide, match="closed"):
-        slide.read_region_rgb(0, 0, 0, 8, 8)
+        read_tile(slide, 0, 0, 8.0, 8)  # cutting asks for the blocks first: nothing of that may reach a handle that is being closed
 
 
 def test_damage_met_by_a_reader_thread_surfaces(square: Path, monkeypatch: pytest.MonkeyPatch) -> None:

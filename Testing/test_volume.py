@@ -72,8 +72,14 @@ def to_itk(image: Volume) -> sitk.Image:
     return made
 
 
-def write_dicom(image: Volume, folder: Path, uid="1.2.3.1", places=None, skip=(), slope=1.0, description="T1") -> Path:
-    """A DICOM series of a volume; file names run against the order of the slices."""
+def write_dicom(
+    image: Volume, folder: Path, uid="1.2.3.1", places=None, skip=(), slope=1.0, description="T1", kind="1.2.840.10008.5.1.4.1.1.4"
+) -> Path:
+    """A DICOM series of a volume; file names run against the order of the slices.
+
+    Args:
+        kind: SOP class; MR by default.
+    """
     folder.mkdir(exist_ok=True)
     made = sitk.Cast(to_itk(image), sitk.sitkInt16 if slope == 1 else sitk.sitkFloat32)
     axes = np.reshape(made.GetDirection(), (3, 3))
@@ -86,7 +92,7 @@ def write_dicom(image: Volume, folder: Path, uid="1.2.3.1", places=None, skip=()
         place = made.TransformIndexToPhysicalPoint((0, 0, z)) if places is None else places[z]
         tags = {
             "0008|0060": "MR",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+            "0008|0016": kind,
             "0008|0018": f"{uid}.{z + 1}",
             "0008|103e": description,
             "0018|0050": f"{made.GetSpacing()[2]:.10g}",
@@ -222,10 +228,13 @@ def test_canonical_of_a_mirrored_image_is_a_rotation():
     assert np.array_equal(found.array, array[:, :, ::-1])
 
 
-def test_dicom_applies_rescale_and_sorts_by_place(small, tmp_path):
+@pytest.mark.parametrize("kind", ["1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4.1"], ids=["CT", "enhanced MR"])
+def test_dicom_applies_rescale_and_sorts_by_place(small, tmp_path, kind):
+    """Enhanced files keep position, orientation and rescale in sequences; GDCM writes an MR with a rescale as one."""
     image = Volume(np.round(small.array) / 2, small.grid)
-    found = volume.read(write_dicom(image, tmp_path / "series", slope=0.5))
+    found = volume.read(write_dicom(image, tmp_path / "series", slope=0.5, kind=kind))
     assert np.allclose(found.array, image.array, atol=1e-3)
+    assert np.allclose(found.grid.matrix, image.grid.matrix, atol=1e-5)
 
 
 def test_single_frame_4d_is_3d(small, tmp_path):
