@@ -67,26 +67,17 @@ def prepare(
     if not names and not sliding:
         raise MissingInput(f"case {case.case_id!r} has no slide, and nothing else is read.", "Add one.")
     with _workers() as pool, ExitStack() as files:
-        turning: dict[str, Future[tuple[mri.Image, mri.Warnings]]] = {}
-        for name in names:
-            on_event("stage", {"name": f"reading {name}"})
-            read = volume.read(case.inputs[name][0])
-            if images is not None:
-                images[name] = read
-            turning[name] = pool.submit(mri.turn, name, read, settings)
-        masks = {} if ignore_masks or not names else mri.read_masks(case)
         slides: bag.Slides = ()
         if sliding:
             on_event("stage", {"name": "reading the slide"})
             slides = files.enter_context(bag.open_slides(case, settings.tissue, settings.tiles))
         looking = [pool.submit(bag.look, *each) for each in slides]
-        turned = {name: waiting.result() for name, waiting in turning.items()}
-        found = {name: image for name, (image, _) in turned.items()}
 
         def place(listener: OnEvent) -> Prepared:
+            found, told = _read(case, names, settings, pool, images, listener)
+            masks = {} if ignore_masks or not names else mri.read_masks(case)
             placed = mri.place(case, found, masks, settings, pool, listener) if names else _without_mri(case, settings)
             grids = tuple(waiting.result() for waiting in looking)
-            told = [warning for _, warnings in turned.values() for warning in warnings]
             digests = {"slide": ",".join(digest for digest, _ in grids)} if grids else {}
             return replace(
                 placed,
@@ -99,6 +90,21 @@ def prepare(
             return place(on_event)
         tiles, places, prepared = _encode_beside(place, slides, encoder, cache, pool, on_event)
         return replace(prepared, tiles=tiles, tile_xy_um=places)
+
+
+def _read(
+    case: Case, names: Sequence[str], settings: Preprocessing, pool: ThreadPoolExecutor, images: dict[str, Volume] | None, on_event: OnEvent
+) -> tuple[dict[str, mri.Image], list[tuple[str, str]]]:
+    """The volumes turned, each as soon as it is read, and what a reader should know of them; `images` gets them as they were read."""
+    turning: dict[str, Future[tuple[mri.Image, mri.Warnings]]] = {}
+    for name in names:
+        on_event("stage", {"name": f"reading {name}"})
+        read = volume.read(case.inputs[name][0])
+        if images is not None:
+            images[name] = read
+        turning[name] = pool.submit(mri.turn, name, read, settings)
+    turned = {name: waiting.result() for name, waiting in turning.items()}
+    return {name: image for name, (image, _) in turned.items()}, [warning for _, told in turned.values() for warning in told]
 
 
 def _without_mri(case: Case, settings: Preprocessing) -> Prepared:
@@ -131,8 +137,9 @@ def _encode_beside(
     pool: ThreadPoolExecutor,
     on_event: OnEvent,
 ) -> tuple[Float[Tensor, "N F"], Float[Tensor, "N 2"], Prepared]:
-    """The tiles' features and places, and the volumes placed at the same time where the encoder leaves a core to it."""
+    """The tiles' features and places, and the volumes placed at the same time; until they are, the encoder leaves cores to them."""
     turn, stopped = threading.Lock(), threading.Event()
+    threads = torch.get_num_threads()
 
     def listener(event: str, values: dict[str, Any]) -> None:
         with turn:  # one thread after the other
@@ -143,16 +150,17 @@ def _encode_beside(
     def progress(share: float) -> None:
         if placing.done():
             placing.result()  # what failed there ends the encoding too
+            torch.set_num_threads(threads)
         listener("progress", {"stage": "encoding tiles", "value": share})
 
-    # Trap: torch's threads wait for each other in a loop; one too many on a full machine makes each step of theirs many times slower.
-    spare = encoder.device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1)
     placing = pool.submit(place, listener)
     try:
-        if not spare:
-            placing.result()
+        # Trap: torch's threads wait for each other in a loop; one too many on a full machine makes each step of theirs many times slower.
+        torch.set_num_threads(max(1, threads - len(MRI)))
         tiles, places = bag.features(slides, encoder, cache, progress)
     except BaseException:
         stopped.set()
         raise
+    finally:
+        torch.set_num_threads(threads)
     return tiles, places, placing.result()

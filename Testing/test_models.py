@@ -13,9 +13,9 @@ from HARM3Logic.models.c3d import C3DConfig
 from HARM3Logic.models.clam import CLAMConfig
 from HARM3Logic.models.ct_clinical import CTClinicalConfig
 from HARM3Logic.models.ensemble import EnsembleConfig
-from HARM3Logic.models.harm3_fusion import HARM3Fusion, compact, paper
+from HARM3Logic.models.harm3_fusion import DRAWS_AT_ONCE, HARM3Fusion, compact, paper
 from HARM3Logic.models.hmcat import HMCATConfig
-from HARM3Logic.models.ldvae import LdvaeConfig
+from HARM3Logic.models.ldvae import Branch, LdvaeConfig
 from HARM3Logic.models.m2fusion import M2FusionConfig
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
 from HARM3Logic.models.resnet3d_classifier import ResNet3DConfig
@@ -197,6 +197,22 @@ def test_samples_vary_round_the_logit_and_repeat():
     assert draws.shape == (8, 3)
     assert draws.std(dim=0).min() > 0
     assert torch.equal(draws, model.sample(some_batch(), 8, torch.Generator().manual_seed(1)))
+    assert model.sample(some_batch(), 2)[:, 0].diff().abs() > 0  # without a generator they vary, too
+
+
+def test_a_draw_is_what_the_forward_pass_makes_of_its_latent():
+    """A draw without spread is the logit itself: trunk, slide and copies are put together in the right order."""
+    torch.manual_seed(0)
+    model = HARM3Fusion(tiny()).eval()
+    for part in model.modules():
+        if isinstance(part, Branch):
+            torch.nn.init.constant_(part.log_variance.weight, 0.0)
+            torch.nn.init.constant_(part.log_variance.bias, -1e3)  # clamped to -10
+    batch = some_batch()
+    count = DRAWS_AT_ONCE + 3
+    draws = model.sample(batch, count)
+    assert draws.shape == (count, 3)
+    assert (draws - model(batch).logit).abs().max() < 0.05 * model(batch).logit.std()
 
 
 @pytest.mark.parametrize(("stride", "shape"), [(8, (2, 4, 4)), (16, (1, 2, 2)), (32, (1, 1, 1))])

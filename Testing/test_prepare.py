@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -255,10 +255,16 @@ def test_a_useless_slide_is_found_before_the_registration(case: Case, encoder: T
     assert "registering" not in stages
 
 
-@pytest.fixture(params=[True, False], ids=["beside", "before"])
-def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The volumes are placed beside the encoding, or before it."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 64 if request.param else 1)
+@pytest.fixture(params=[64, 1], ids=["many cores", "one core"])
+def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine with many cores or one; torch has as many threads afterwards as before."""
+    monkeypatch.setattr(os, "cpu_count", lambda: request.param)
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    yield
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == 6
 
 
 @pytest.mark.usefixtures("cores")

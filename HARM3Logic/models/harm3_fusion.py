@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from HARM3Logic.batch import Batch
@@ -26,6 +26,9 @@ from HARM3Logic.models.ldvae import LDVAE, LdvaeConfig
 from HARM3Logic.models.output import CamLayer, Output
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
 from HARM3Logic.models.tumour import Radiomics, belief_of_case, mask_loss
+
+
+DRAWS_AT_ONCE = 64  # of the latents: copies of a case that go through the fusion together
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,23 @@ class HARM3Fusion(nn.Module):
             MissingInput: a case has no volume, or lacks one the config says it needs.
         """
         tokens, losses = self._mri_tokens(batch)
-        output = self._fuse(batch, tokens, sample=None)
-        return Output(output.logit, {**output.losses, **losses}, output.attention)
+        assert batch.mri_mask is not None  # _mri_tokens has asked for it
+        slide, attention = self._slide_tokens(batch)
+        output = self._fuse(tokens, batch.mri_mask, slide, batch.label, None)
+        return Output(output.logit, {**output.losses, **losses}, {**attention, **output.attention})
 
     def sample(self, batch: Batch, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n B"]:
-        """Logits under n draws of the latents; the trunk runs once."""
+        """Logits under n draws of the latents; the trunk and the slide are read once."""
         tokens, _ = self._mri_tokens(batch)
-        return torch.stack([self._fuse(batch, tokens, generator or torch.Generator().manual_seed(0)).logit for _ in range(n)])
+        slide, _ = self._slide_tokens(batch)
+        generator = generator or torch.Generator().manual_seed(0)
+        assert batch.mri_mask is not None
+        draws = []
+        for start in range(0, n, DRAWS_AT_ONCE):
+            rows = torch.arange(len(batch), device=tokens.device).repeat(min(DRAWS_AT_ONCE, n - start))
+            copies = None if slide is None else slide[rows]
+            draws.append(self._fuse(tokens[rows], batch.mri_mask[rows], copies, None, generator).logit)
+        return torch.cat(draws).unflatten(0, (n, len(batch)))
 
     def cam_layers(self) -> tuple[CamLayer, ...]:
         """One per sequence; its rows are the present (case, timepoint) pairs in order."""
@@ -200,13 +213,18 @@ class HARM3Fusion(nn.Module):
             losses["tumour_radiomics"] = c.radiomics_weight * torch.stack(terms).mean()
         return losses
 
-    def _fuse(self, batch: Batch, tokens: Float[Tensor, "B T S L E"], sample: torch.Generator | None) -> Output:
+    def _fuse(
+        self,
+        tokens: Float[Tensor, "B T S L E"],
+        present: Bool[Tensor, "B T S"],
+        slide: Float[Tensor, "B K E"] | None,
+        label: Int[Tensor, " B"] | None,
+        sample: torch.Generator | None,
+    ) -> Output:
         c = self.config
-        present = batch.mri_mask
         losses: dict[str, Tensor] = {}
-        assert present is not None  # _mri_tokens has asked for it
         if self.vaes is not None:
-            tokens, losses = self._decouple(tokens, present, batch.label, sample)
+            tokens, losses = self._decouple(tokens, present, label, sample)
         length = tokens.shape[3]
         here = present[:, :, :, None].expand(-1, -1, -1, length).transpose(1, 2).flatten(1)  # (B, S*T*L)
         fused = tokens.transpose(1, 2).flatten(1, 3)
@@ -220,12 +238,10 @@ class HARM3Fusion(nn.Module):
         if c.temporal == "sum":
             fused, here = self._sum_times(fused, here)
         asked = fused * here[..., None]
-        if c.attn2 != "mri_only":
-            slide, attention["slide"] = self._slide_tokens(batch)
-            if c.attn2 == "cross":
-                asked, attention["mri"] = self.cross(slide, fused, here)
-            else:
-                asked = torch.cat([asked, slide], dim=1)
+        if slide is not None and c.attn2 == "cross":
+            asked, attention["mri"] = self.cross(slide, fused, here)
+        elif slide is not None:
+            asked = torch.cat([asked, slide], dim=1)
         if self.training and c.l1:
             parts = [self.fuse_sequences, self.head, *([self.cross] if c.attn2 == "cross" else [])]
             losses["l1"] = c.l1 * torch.stack([p.abs().sum() for part in parts for p in part.parameters()]).sum()
@@ -249,12 +265,16 @@ class HARM3Fusion(nn.Module):
             losses = {key: losses[key] + value for key, value in terms.items()}
         return torch.stack(decoded, dim=2), losses
 
-    def _slide_tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _slide_tokens(self, batch: Batch) -> tuple[Float[Tensor, "B K E"] | None, dict[str, Tensor]]:
+        """The pooled slide and the attention over its tiles; nothing for a model without a slide."""
+        if self.config.attn2 == "mri_only":
+            return None, {}
         tiles, mask = read_any(batch, self.config.tile_features)
         normed = torch.zeros_like(tiles)
         if int(mask.sum()) > 1 or not self.training:  # a single tile has no spread to learn from
             normed[mask] = self.tile_norm(tiles[mask]).to(tiles.dtype)
-        return self.pool_tiles(self.tile_to_width(normed), mask)
+        pooled, attention = self.pool_tiles(self.tile_to_width(normed), mask)
+        return pooled, {"slide": attention}
 
     def _sum_times(self, tokens: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
         """Eq. 3's formula: add pre and post; a missing one adds nothing."""
