@@ -252,7 +252,9 @@ def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
     frozen = weights(staged(epochs=4, mask_epochs=2, frozen_epochs=2), masked, tmp_path / "frozen")
     whole = weights(staged(epochs=4, mask_epochs=2), masked, tmp_path / "whole")
     assert moved(start, masks, "gate")
-    assert not moved(start, masks, "head.decide")  # batch statistics of the rest follow
+    assert moved(start, masks, "vaes")  # eqs. 4 and 5 need no response label
+    for part in ("head.decide", "fuse_sequences", "cross"):  # batch statistics of the rest follow
+        assert not moved(start, masks, part)
     assert not moved(masks, frozen, "trunks")  # batch statistics included
     for part in ("to_width.t1", "to_width.t2", "radiomics"):
         assert not moved(masks, frozen, part)

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+UNTAUGHT = ("recon", "kl", "contra")  # LD-VAE's: like the masks' they say how to read an image, whatever came of the patient
+
+
 class Losses(nn.Module):
-    """Every loss of a batch by name, of tensors by name: Fabric cannot look into a frozen `Batch`."""
+    """Every loss of a batch by name, of tensors by name: Fabric cannot look into a frozen `Batch`.
+
+    `masks_only` leaves out what a response label or the fusion has a part in.
+    """
 
     masks_only = False
 
@@ -34,7 +40,8 @@ class Losses(nn.Module):
         batch = Batch(**tensors)
         output = self.model(batch)
         if self.masks_only:
-            return {name: value for name, value in output.losses.items() if name.startswith("tumour_")}
+            masks = [name for name in output.losses if name.startswith("tumour_")]
+            return {name: output.losses[name] for name in (*masks, *UNTAUGHT) if masks and name in output.losses}
         (label,) = batch.need("label")
         return {"bce": bce(output.logit.float(), label.float(), self.positive_weight), **output.losses}
 
