@@ -109,6 +109,16 @@ def test_a_worker_starts_answers_and_goes_with_its_children(host: Any, client: A
     host.wait(lambda: gone(hello["pid"]) and gone(outcome.values["child"]), 5)
 
 
+def test_what_was_killed_has_ended_once_settled(host: Any, client: Any, transport: Any) -> None:
+    run(host, client, {"kind": "child"})
+    pid = client.hello["pid"]
+    client.stop()
+    assert transport._ending
+    transport.settle()
+    assert gone(pid)
+    assert not transport._ending  # nothing is left to be destroyed while it runs
+
+
 def test_a_crash_is_told_with_the_last_words(host: Any, client: Any) -> None:
     outcome = run(host, client, {"kind": "crash"})
     assert outcome.code == "crashed"

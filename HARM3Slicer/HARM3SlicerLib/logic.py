@@ -35,8 +35,11 @@ class Predictions:
     """
 
     def __init__(self, getParameterNode: Callable[[], Any], makeTransport: Callable[[], Any] | None = None) -> None:
+        self._settle: Callable[[], None] = lambda: None
         if makeTransport is None:
-            from HARM3SlicerLib.transport import QProcessTransport as makeTransport
+            from HARM3SlicerLib import transport
+
+            makeTransport, self._settle = transport.QProcessTransport, transport.settle
         self.runner = Runner(WorkerClient(makeTransport))
         self.getParameterNode = getParameterNode
         self.run: Any = None  # the scene.Run whose result the parameter node holds
@@ -190,6 +193,7 @@ class Predictions:
     def close(self) -> None:
         """End the worker; nothing runs afterwards."""
         self.runner.close()
+        self._settle()
 
     def _free(self) -> None:
         if self.runner.busy:

@@ -16,6 +16,7 @@ ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"
 CREATE_NO_WINDOW = 0x08000000  # Windows: taskkill shows no console
 FAILED_TO_START = 0  # QProcess::ProcessError; an int, for PythonQt gives enums as ints in some builds
 SWEEP_MS = 500
+SETTLE_MS = 1000
 _ending: list[Any] = []  # processes that were let go of: destroying a QProcess within its own signal, or while it runs, is unsafe
 
 
@@ -118,6 +119,13 @@ def _sweep() -> None:
     _ending[:] = [process for process in _ending if process.state() != qt.QProcess.NotRunning]
     if _ending:
         qt.QTimer.singleShot(SWEEP_MS, _sweep)
+
+
+def settle() -> None:
+    """Wait until the killed processes have ended, which takes them some ms; for application exit, after which nobody sweeps."""
+    for process in _ending:
+        process.waitForFinished(SETTLE_MS)
+    _ending[:] = [process for process in _ending if process.state() != qt.QProcess.NotRunning]
 
 
 def _killGroup(pid: int) -> None:
