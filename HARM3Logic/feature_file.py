@@ -3,7 +3,8 @@
     journal: head, then (rows, sha256) again and again --finish--> HDF5: features N F, coords N 2, attributes, checksum
 
 HDF5 keeps its index in memory while it writes, so a killed process leaves a file nobody can read. The journal is only ever added to:
-what a kill, a full disk or a flipped bit spoils is its end, which its hashes show. The only home of h5py.
+what a kill, a full disk or a flipped bit spoils is its end, which its hashes show. CLAM and TRIDENT use the same two arrays: their
+code reads our files, and `load` theirs. The only home of h5py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from HARM3Logic.errors import BadOption
+from HARM3Logic.errors import BadOption, BadSlide
 
 ROWS = 1024  # rows read or written at a time
 DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)  # h5py's answers to missing and damaged files
@@ -64,6 +66,7 @@ def write(path: Path, about: About, coords: Coords, parts: Iterable[Part], lengt
                 done += len(part)
             file["coords"] = coords
             file.attrs.update({**about, "checksum": _sealed(digest, coords, about)})
+            _describe(file, about, path.stem)
         if done != len(coords):
             raise BadOption(f"{done} of {len(coords)} rows came for {str(path)!r}.", "Start it again.")
         os.replace(temporary, path)
@@ -71,6 +74,28 @@ def write(path: Path, about: About, coords: Coords, parts: Iterable[Part], lengt
         raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _describe(file: Any, about: About, name: str) -> None:
+    """Say on the arrays what TRIDENT's code looks for there, as far as it is known; read by nobody here.
+
+    Source of the names: github.com/mahmoodlab/TRIDENT, trident/IO.py and trident/wsi_objects/WSI.py.
+    """
+    if {"encoder", "slide"} <= set(about):  # a file of a collection; those of a cache have no name of their own
+        file["features"].attrs.update({"encoder": about["encoder"], "name": name})
+    if {"size_px", "size0_px", "slide_mpp", "mpp", "width_px"} <= set(about):
+        file["coords"].attrs.update(
+            {
+                "patch_size": about["size_px"],
+                "patch_size_level0": round(float(about["size0_px"])),
+                "level0_magnification": 10 / float(about["slide_mpp"]),  # true, where TRIDENT rounds
+                "target_magnification": 10 / float(about["mpp"]),
+                "level0_width": about["width_px"],
+                "level0_height": about["height_px"],
+                "overlap": json.loads(str(about["settings"]))["tiles"]["overlap_px"] if "settings" in about else 0,
+                "name": name,
+            }
+        )
 
 
 def cannot_write(path: Path, error: Exception) -> BadOption:
@@ -113,6 +138,86 @@ def read(path: Path, about: About, coords: Coords, length: int) -> Features | No
     with h5py.File(path, "r") as file:
         features: np.ndarray = file["features"][()]
         return features
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a feature file of ours, CLAM's or TRIDENT's holds.
+
+    Args:
+        coords: upper left corners of the tiles in level-0 pixels.
+        about: attributes of the file and of its arrays.
+        sealed: it has a checksum of ours, which holds.
+    """
+
+    features: Features
+    coords: Coords
+    about: Mapping[str, Any]
+    sealed: bool
+
+
+def load(path: Path) -> Loaded:
+    """The features in a file of ours, CLAM's or TRIDENT's.
+
+    Raises:
+        BadSlide: the file is missing, unfinished, damaged, or holds no features and coordinates of the same tiles.
+    """
+
+    def bad(what: str) -> BadSlide:
+        return BadSlide(f"feature file {str(path)!r} {what}.", "Make it again.")
+
+    if not path.is_file():
+        unfinished = path.with_name(f".{path.name}.part").is_file()
+        raise bad("is not finished" if unfinished else "does not exist")
+    try:
+        with h5py.File(path, "r") as file:
+            arrays = [file[name] for name in ("features", "coords") if name in file]
+            if len(arrays) < 2:
+                raise bad("has no 'features' and 'coords'")
+            about = {key: _plain(value) for part in (*arrays, file) for key, value in part.attrs.items()}
+            features, coords = np.asarray(arrays[0][()], np.float32), np.asarray(arrays[1][()]).astype(np.int64)
+    except DAMAGE as error:
+        if isinstance(error, BadSlide):
+            raise
+        raise bad(f"is damaged ({str(error)[:120]})") from error
+    if features.ndim == 3 and len(features) == 1:  # a batch of one
+        features, coords = features[0], coords[0] if coords.ndim == 3 else coords
+    if features.ndim != 2 or coords.ndim != 2 or coords.shape[1] != 2 or len(features) != len(coords):
+        raise bad(f"has features of the shape {features.shape} and coordinates of {coords.shape}, which do not belong together")
+    if not len(features):
+        raise bad("holds no tile")
+    if not np.isfinite(features).all():
+        raise bad(f"has {int((~np.isfinite(features)).any(1).sum())} tiles whose features are not finite")
+    sealed = "checksum" in about
+    if sealed and about_of(path) is None:
+        raise bad("was changed or damaged since it was written; its checksum does not hold")
+    return Loaded(features, coords, about, sealed)
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as a value of Python."""
+    found = value.item() if isinstance(value, np.generic) else value
+    return found.decode(errors="replace") if isinstance(found, bytes) else found
+
+
+def described(path: Path) -> str:
+    """What a whole feature file holds, in one line.
+
+    Raises:
+        BadSlide: as `load`.
+    """
+    found = load(path)
+    encoder, slide = found.about.get("encoder"), found.about.get("slide", found.about.get("name"))
+    digest = str(found.about.get("weights_sha256", ""))[:12]
+    return ", ".join(
+        [
+            f"{path}: whole",
+            f"{found.features.shape[0]} tiles of {found.features.shape[1]} features",
+            (f"encoder {encoder}" + (f" ({digest})" if digest else "")) if encoder else "encoder not named",
+            f"slide {slide}" if slide else "slide not named",
+            "checksum holds" if found.sealed else "no checksum of ours",
+        ]
+    )
 
 
 def _sealed(features: Any, coords: Coords, about: About) -> str:

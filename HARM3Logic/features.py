@@ -21,12 +21,13 @@ import torch
 from jaxtyping import Float32
 from PIL import Image
 
-from HARM3Logic import feature_file
+from HARM3Logic import feature_file, geojson
 from HARM3Logic.errors import BadOption, BadSlide, Cancelled, HARM3Error
 from HARM3Logic.feature_file import Journal
-from HARM3Logic.slide import NoTissue, Slide, read_batches, tile_grid
+from HARM3Logic.slide import NoTissue, Slide, read_batches, read_tiles, tile_grid
+from HARM3Logic.stain import SAMPLE, StainSettings
 from HARM3Logic.tile_encoder import TileEncoder
-from HARM3Logic.tiles import TileGrid, TileSettings
+from HARM3Logic.tiles import TileGrid, TileSettings, evenly
 from HARM3Logic.tissue import Tissue, TissueSettings
 
 Progress = Callable[[str, int, int], None]  # name of the slide, tiles in all, tiles done
@@ -42,6 +43,7 @@ def slide_features(
     on_progress: Callable[[float], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     batch: int | None = None,
+    stain: StainSettings | None = None,
 ) -> Float32[np.ndarray, "N F"]:
     """The features of the tiles of a slide, in the order of the grid.
 
@@ -49,6 +51,7 @@ def slide_features(
         cache_dir: folder that keeps them, one file for each slide and settings; None keeps nothing.
         on_progress: told the share that is done, 0 to 1.
         cancelled: asked before each batch.
+        stain: how the slide's colours are changed first; None leaves them.
 
     Raises:
         Cancelled: `cancelled` said so; nothing is written.
@@ -59,14 +62,14 @@ def slide_features(
     batch = batch or encoder.fit()
     length, path, features = encoder.entry.features, None, None
     if cache_dir is not None:
-        about = _about(slide, grid, encoder, batch)
+        about = _about(slide, grid, encoder, batch, stain)
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         path = feature_file.make_folder(cache_dir) / f"{name}.h5"  # before the work, not after it
         features = feature_file.read(path, about, grid.xy_px, length)
     if features is None:
         features = np.empty((len(grid.xy_px), length), np.float32)
         done = 0
-        with closing(_encoded(slide, grid, encoder, batch, cancelled)) as parts:
+        with closing(_encoded(slide, grid, encoder, batch, stain, cancelled)) as parts:
             for part in parts:
                 features[done : done + len(part)] = part
                 done += len(part)
@@ -80,11 +83,21 @@ def slide_features(
 
 
 def _encoded(
-    slide: Slide, grid: TileGrid, encoder: TileEncoder, batch: int, cancelled: Callable[[], bool] | None = None, start: int = 0
+    slide: Slide,
+    grid: TileGrid,
+    encoder: TileEncoder,
+    batch: int,
+    stain: StainSettings | None,
+    cancelled: Callable[[], bool] | None = None,
+    start: int = 0,
 ) -> Generator[Float32[np.ndarray, "n F"], None, None]:
     """The features from tile `start` on, a batch at a time; the tiles of the next ones are being decoded meanwhile."""
     # Trap: torch's threads wait for each other in a loop; a reader on one of their cores would stop them all.
     turns = encoder.device.type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1)
+    change = None
+    if stain is not None:
+        sample = [read_tiles(slide, grid, k, k + 1) for k in evenly(len(grid.xy_px), SAMPLE).tolist()]
+        change = stain.fit(np.concatenate(sample), slide.path.name)
 
     def tiles() -> Generator[np.ndarray, None, None]:
         done = start
@@ -94,15 +107,18 @@ def _encoded(
                     raise Cancelled(f"stopped after {done} of {len(grid.xy_px)} tiles of {slide.path.name!r}.", "Start it again.")
                 part = next(batches)
                 done += len(part)
-                yield part
+                yield part if change is None else change(part)
 
     with closing(tiles()) as parts:
         yield from encoder.encode_each(parts, batch)
 
 
-def _about(slide: Slide, grid: TileGrid, encoder: TileEncoder, batch: int) -> dict[str, str | float | int]:
+def _about(
+    slide: Slide, grid: TileGrid, encoder: TileEncoder, batch: int, stain: StainSettings | None = None
+) -> dict[str, str | float | int]:
     """All that a tile's features depend on."""
     return {
+        **(stain.about() if stain is not None else {}),
         "slide_sha256": slide.sha256,
         "slide_mpp": slide.mpp,
         "mpp": grid.mpp,
@@ -117,7 +133,13 @@ def _about(slide: Slide, grid: TileGrid, encoder: TileEncoder, batch: int) -> di
 
 
 def write_features(
-    slide: Slide, grid: TileGrid, encoder: TileEncoder, path: Path, on_progress: Callable[[int], None], batch: int | None = None
+    slide: Slide,
+    grid: TileGrid,
+    encoder: TileEncoder,
+    path: Path,
+    on_progress: Callable[[int], None],
+    batch: int | None = None,
+    stain: StainSettings | None = None,
 ) -> bool:
     """Write the features of a slide; False where a good file of just these was there already.
 
@@ -131,7 +153,7 @@ def write_features(
     """
     batch = batch or encoder.fit()
     length, rows = encoder.entry.features, batch * max(1, RECORD // batch)
-    about = _about(slide, grid, encoder, batch) | _facts(slide, grid)
+    about = _about(slide, grid, encoder, batch, stain) | _facts(slide, grid)
     journal_path = path.with_name(f".{path.name}.part")
     if feature_file.is_good(path, about, grid.xy_px, length):
         journal_path.unlink(missing_ok=True)
@@ -140,7 +162,7 @@ def write_features(
     with Journal(journal_path, about, grid.xy_px, length, rows) as journal:
         on_progress(journal.done)
         held: list[np.ndarray] = []
-        with closing(_encoded(slide, grid, encoder, batch, start=journal.done)) as parts:
+        with closing(_encoded(slide, grid, encoder, batch, stain, start=journal.done)) as parts:
             for part in parts:
                 held.append(part)
                 count = sum(map(len, held))
@@ -172,28 +194,60 @@ def write_collection(
     mpp: float | None = None,
     tissue: TissueSettings | None = None,
     tiles: TileSettings | None = None,
+    stain: StainSettings | None = None,
+    outlines: bool = False,
+    clam: bool = False,
     on_progress: Progress = lambda *_: None,
 ) -> list[HARM3Error]:
     """Write `OUT/<slide>.h5` for each slide with one warm encoder; why slides failed, the others are written.
 
     Args:
         mpp: true µm per level-0 pixel of all of them; None takes what each file says.
+        tiles: None takes the size and the µm per pixel the encoder was made for.
+        outlines: write the tissue as `OUT/<slide>.geojson` too.
+        clam: write `OUT/h5_files/<slide>.h5` and `OUT/pt_files/<slide>.pt`, where CLAM's training looks for them.
 
     Raises:
         BadOption: two slides have one name, or the folder cannot be made.
     """
-    feature_file.make_folder(out)
+    tiles = tiles or TileSettings(size_px=encoder.entry.size_px, mpp=encoder.entry.mpp)
+    folder = feature_file.make_folder(out / "h5_files" if clam else out)
     names = _names(paths)
     failures: list[HARM3Error] = []
     for name, path in names.items():
         try:
             with Slide.open(path, mpp) as slide:
-                grid = _grid(slide, tissue or TissueSettings(), tiles or TileSettings(size_px=encoder.entry.size_px), out / name)
+                grid = _grid(slide, tissue or TissueSettings(), tiles, out / name)
+                if outlines:
+                    _outline(slide, grid.tissue, out / f"{name}.geojson")
                 tell = partial(on_progress, name, len(grid.xy_px))
-                write_features(slide, grid, encoder, out / f"{name}.h5", tell)
+                new = write_features(slide, grid, encoder, folder / f"{name}.h5", tell, stain=stain)
+                if clam:
+                    _tensor_file(folder / f"{name}.h5", feature_file.make_folder(out / "pt_files") / f"{name}.pt", new)
         except BadSlide as error:
             failures.append(error)
     return failures
+
+
+def _outline(slide: Slide, tissue: Tissue, path: Path) -> None:
+    try:
+        geojson.write_tissue(path, tissue.mask, tissue.downsample, (slide.width_px, slide.height_px))
+    except OSError as error:
+        raise feature_file.cannot_write(path, error) from error
+
+
+def _tensor_file(path: Path, out: Path, new: bool) -> None:
+    """The features as the tensor CLAM's training loads."""
+    if out.is_file() and not new:
+        return
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(torch.from_numpy(feature_file.load(path).features), temporary)
+        os.replace(temporary, out)
+    except (OSError, RuntimeError) as error:
+        raise feature_file.cannot_write(out, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:

@@ -6,18 +6,15 @@ weights.pt --torch.load, weights only--> state dict --sizes, names--> model --> 
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from HARM3Logic import checkpoint
-from HARM3Logic.card import missing
 from HARM3Logic.checkpoint import Card
+from HARM3Logic.encoder_weights import read_weights
 from HARM3Logic.errors import BadCheckpoint, BadOption
 from HARM3Logic.models import clam, transmil
 from HARM3Logic.prediction import writable
@@ -26,7 +23,6 @@ from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.tiles import TileSettings
 
 SOURCES = {"clam": "CLAM (Lu et al. 2021)", "transmil": "TransMIL (Shao et al. 2021)"}
-WRAPPINGS = ("state_dict", "model_state_dict", "model")  # under which training programs keep the weights
 
 
 def import_weights(
@@ -43,7 +39,7 @@ def import_weights(
     Args:
         weights: file of `torch.save`; only tensors are read from it, nothing in it is executed.
         model: clam or transmil.
-        encoder: of the tiles the weights were trained on; the checkpoint is bound to it.
+        encoder: of the tiles the weights were trained on, a name or a file; the checkpoint is bound to it and holds its name and hash.
         mpp: µm per pixel of those tiles.
         compat_nystrom_009: the TransMIL weights were trained with nystrom-attention 0.0.9, which its code names.
 
@@ -55,9 +51,9 @@ def import_weights(
         raise BadOption(f"weights of {model!r} cannot be imported; there are {', '.join(SOURCES)}.", "Choose one.")
     if compat_nystrom_009 and model != "transmil":
         raise BadOption(f"{model} has no Nystrom attention.", "Leave --compat-nystrom-009 out.")
-    state = read_state(Path(weights))
+    state = read_weights(Path(weights))
     filled = _fill(model, state, compat_nystrom_009)
-    file, tiles = Path(encoder), TileEncoder.load(encoder)
+    tiles = TileEncoder.load(encoder)
     wanted, given = filled.config.tile_features, tiles.entry.features
     if wanted != given:
         raise BadCheckpoint(
@@ -71,36 +67,12 @@ def import_weights(
         inputs=filled.inputs(),
         intended_use="Research. What the second class means, and for which tissue, is known to those who trained the weights. "
         "Not for clinical use.",
-        tile_encoder={"name": str(file.resolve()) if file.is_file() else tiles.entry.name, "weights_sha256": tiles.weights_sha256},
+        tile_encoder={"name": tiles.entry.name, "weights_sha256": tiles.weights_sha256},
         training={"imported": SOURCES[model], "weights_sha256": checkpoint.file_sha256(Path(weights))},
     )
     writable(Path(out).parent)
     checkpoint.save(out, filled, card)
     return card
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict by name.
-
-    Raises:
-        BadCheckpoint: the file is missing, damaged, or holds more than plain values and tensors.
-    """
-    if not path.is_file():
-        raise missing(path)
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # the safe reader names what it will not make
-        raise BadCheckpoint(
-            f"weights {path.name!r} are damaged, or hold more than tensors; what they hold is not executed.",
-            "Save the state_dict() alone with torch.save and import that.",
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise BadCheckpoint(f"weights {path.name!r} cannot be read ({type(error).__name__}).", "Get the file again.") from error
-    while isinstance(found, Mapping) and (inner := next((name for name in WRAPPINGS if isinstance(found.get(name), Mapping)), None)):
-        found = found[inner]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise BadCheckpoint(f"weights {path.name!r} hold no state dict.", "Save model.state_dict() with torch.save and import that.")
-    return {str(name): value for name, value in found.items()}
 
 
 def _fill(model: str, state: Mapping[str, Tensor], compat_nystrom_009: bool) -> clam.CLAM | transmil.TransMIL:

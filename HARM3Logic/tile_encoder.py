@@ -2,70 +2,35 @@
 
     tiles n S S 3 --(x/255 - mean)/std--> n 3 S S --timm model--> tokens n L E --pooling--> features n F
 
-The only home of timm. An encoder is one `.safetensors` file: weights, and an `EncoderEntry` in its metadata.
+An encoder is one `.safetensors` file, weights with an `EncoderEntry` in its metadata; or a name of `encoders` and the weight file its
+makers gave; or, where the user asks for it, a foreign program.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from HARM3Logic import foreign_encoder
 from HARM3Logic.device import Precision, best_precision
+from HARM3Logic.encoder_weights import build, read_entry, read_weights, renamed, save_encoder
+from HARM3Logic.encoders import KNOWN, EncoderEntry, Known, Pooling
 from HARM3Logic.errors import BadCheckpoint, BadOption, OutOfMemory
 
-KEY = "tile_encoder"  # where the entry lies in the file's metadata
+__all__ = ["EncoderEntry", "Pooling", "TileEncoder", "default_path", "read_entry", "save_encoder", "shipped"]
+
 BATCH = {"cpu": 4, "cuda": 64, "mps": 16}  # tiles at a time; on CPUs as fast as more (72 ms a tile), and the last batch wastes less
-Pooling = Literal["cls", "mean", "cls+mean", "model"]
-
-
-@dataclass(frozen=True)
-class EncoderEntry:
-    """What must be known of an encoder besides its weights.
-
-    Args:
-        timm_kwargs: arguments of `timm.create_model` beside the name; must fit into JSON.
-        mean: subtracted from RGB / 255, then divided by `std`; 0 and 1 leave RGB / 255.
-        pooling: `cls` token, `mean` of the patch tokens, both one after the other, or what the `model` itself returns.
-        features: length of a tile's feature vector.
-    """
-
-    name: str
-    timm_model: str
-    timm_kwargs: dict[str, Any]
-    size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    pooling: Pooling
-    features: int
-    licence: str
-
-    @classmethod
-    def from_json(cls, text: str) -> EncoderEntry:
-        """The entry in a file's metadata.
-
-        Raises:
-            ValueError: the text is not an entry.
-        """
-        data = json.loads(text)
-        if not isinstance(data, dict) or set(data) != {f.name for f in fields(cls)} or data["pooling"] not in get_args(Pooling):
-            raise ValueError("not an encoder entry")
-        data["mean"], data["std"] = (tuple(float(v) for v in data[key]) for key in ("mean", "std"))
-        if len(data["mean"]) != 3 or len(data["std"]) != 3 or not all(data["std"]):
-            raise ValueError("mean and std must have three values, std not 0")
-        return cls(**data)
+FOLDER = "HARM3_ENCODERS"  # environment variable: folder of weights that were given by their makers
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 
 
 def default_path() -> Path:
@@ -103,27 +68,56 @@ class TileEncoder:
 
     @classmethod
     def load(
-        cls, path_or_name: str | os.PathLike[str], device: str = "cpu", precision: Precision | Literal["auto"] = "auto"
+        cls,
+        path_or_name: str | os.PathLike[str],
+        device: str = "cpu",
+        precision: Precision | Literal["auto"] = "auto",
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        run_foreign_code: bool = False,
     ) -> TileEncoder:
-        """The encoder in a file, or the one that comes with the program by the name "default" or its own.
+        """An encoder by its name or from its file; "default" is the one that comes with the program.
+
+        Args:
+            weights: file of an encoder of `encoders.KNOWN`, as its makers give it; None looks into the folder HARM3_ENCODERS names.
+            run_foreign_code: `path_or_name` is a TorchScript or ONNX program, which is executed with all rights of the user.
 
         Raises:
-            BadCheckpoint: the file is missing, is no encoder, or its weights do not fit its entry.
+            BadCheckpoint: the file is missing, is no encoder, or its weights do not fit.
+            BadOption: weights are given for an encoder that needs none, or a foreign program without leave.
         """
-        path = Path(path_or_name)
+        name = os.fspath(path_or_name)
+        if name in KNOWN:
+            return cls._known(KNOWN[name], Path(weights) if weights is not None else _found(name), device, precision)
+        if weights is not None:
+            raise BadOption(f"encoder {name!r} takes no weights; {', '.join(KNOWN)} do.", "Name the encoder the weights belong to.")
+        path = Path(name)
         if not path.exists():
-            shipped = default_path()
-            if str(path_or_name) not in ("default", read_entry(shipped).name):
-                raise BadCheckpoint(f"tile encoder {str(path_or_name)!r} does not exist.", 'Check the path, or use "default".')
-            path = shipped
+            own = name in ("default", read_entry(default_path()).name)
+            found = default_path() if own else _found(name)
+            if found is None and path.suffix not in foreign_encoder.SUFFIXES:
+                raise BadCheckpoint(
+                    f"tile encoder {name!r} does not exist.",
+                    'Check the path, or use "default" or a name of harm3 features --list-encoders.',
+                )
+            path = found or path
+        if path.suffix in foreign_encoder.SUFFIXES:
+            entry, model = foreign_encoder.load(path, run_foreign_code)
+            return cls(entry, model, _file_sha256(path), device, "float32")
         entry = read_entry(path)
-        chosen = best_precision(device) if precision == "auto" else precision
-        try:
-            with safe_open(path, "pt") as file:
-                weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  not a dictionary
-        except (OSError, SafetensorError) as error:
-            raise BadCheckpoint(f"tile encoder {str(path)!r} is damaged ({error}).", "Copy it again.") from error
-        return cls(entry, build(entry, weights, str(path)), _file_sha256(path), device, chosen)
+        return cls(entry, build(entry, read_weights(path), str(path)), _file_sha256(path), device, _chosen(precision, device))
+
+    @classmethod
+    def _known(cls, known: Known, path: Path | None, device: str, precision: Precision | Literal["auto"]) -> TileEncoder:
+        entry = known.entry
+        if path is None:
+            raise BadCheckpoint(
+                f"the weights of tile encoder {entry.name!r} are not on this computer, and are not distributed with the program.",
+                f"Ask for them at {known.url}; then give the file with --weights, or put it as {entry.name}.bin or .safetensors into the "
+                f"folder that the environment variable {FOLDER} names.",
+            )
+        model = build(entry, renamed(read_weights(path), known.names), str(path))
+        return cls(entry, model, _file_sha256(path), device, _chosen(precision, device))
 
     def encode(self, tiles: UInt8[np.ndarray, "n S S 3"], batch: int | None = None) -> Float32[np.ndarray, "n F"]:
         """The features of tiles; those of a tile do not depend on how many follow, for the last batch is filled up.
@@ -240,62 +234,31 @@ def pool(model: torch.nn.Module, pixels: torch.Tensor, pooling: Pooling) -> torc
     return torch.cat(parts[pooling], dim=1)
 
 
-def read_entry(path: Path) -> EncoderEntry:
-    """What an encoder file says of itself.
+def shipped() -> Known:
+    """The encoder that comes with the program, as the known ones are described.
 
     Raises:
-        BadCheckpoint: the file is missing, broken or no tile encoder.
+        BadCheckpoint: it is not there.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            return EncoderEntry.from_json((file.metadata() or {})[KEY])
-    except OSError as error:
-        raise BadCheckpoint(f"tile encoder {str(path)!r} cannot be read ({error}).", "Check the path.") from error
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise BadCheckpoint(
-            f"{str(path)!r} is not a tile encoder; a .safetensors file with {KEY!r} in its metadata is wanted.",
-            "Make one with Training/ship_encoder.py.",
-        ) from error
+    path = default_path()
+    return Known(read_entry(path), sum(value.numel() for value in read_weights(path).values()) / 1e6, "")
 
 
-def build(entry: EncoderEntry, weights: Mapping[str, torch.Tensor], where: str) -> torch.nn.Module:
-    """The timm model of an entry with its weights; nothing is downloaded.
-
-    Raises:
-        BadCheckpoint: timm does not know the model, or the weights do not fit it.
-    """
-    import timm  # here, for it takes seconds
-
-    try:
-        model: torch.nn.Module = timm.create_model(entry.timm_model, pretrained=False, **entry.timm_kwargs)
-        model.load_state_dict(weights, strict=True)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:  # all of them timm's and torch's answers to wrong entries
-        raise BadCheckpoint(
-            f"weights in {where!r} do not fit {entry.timm_model} ({str(error).splitlines()[0]}).", "Check its entry."
-        ) from error
-    return model
+def _found(name: str) -> Path | None:
+    """A weight or encoder file of this name in the user's folder of encoders."""
+    folder = os.environ.get(FOLDER)
+    if not folder or Path(name).name != name:
+        return None
+    return next((path for suffix in SUFFIXES if (path := Path(folder) / f"{name}{suffix}").is_file()), None)
 
 
-def save_encoder(entry: EncoderEntry, weights: Mapping[str, torch.Tensor], out: Path) -> None:
-    """Write an encoder file in half precision, with position embeddings resampled to the entry's tile size.
-
-    Raises:
-        BadCheckpoint: the weights do not fit the entry.
-    """
-    import timm
-    from timm.layers.pos_embed import resample_abs_pos_embed
-
-    kept = {name: value.float() for name, value in weights.items()}
-    model: Any = timm.create_model(entry.timm_model, pretrained=False, **entry.timm_kwargs)
-    if "pos_embed" in kept and kept["pos_embed"].shape != model.pos_embed.shape:
-        grid = list(model.patch_embed.grid_size)
-        kept["pos_embed"] = resample_abs_pos_embed(kept["pos_embed"], grid, num_prefix_tokens=model.num_prefix_tokens)
-    build(entry, kept, str(out))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    save_file({k: v.half().contiguous() for k, v in kept.items()}, temporary, metadata={"format": "pt", KEY: json.dumps(asdict(entry))})
-    temporary.chmod(0o644)  # safetensors writes for the owner alone
-    temporary.replace(out)
+def _chosen(precision: Precision | Literal["auto"], device: str) -> Precision:
+    return best_precision(device) if precision == "auto" else precision
 
 
 def _file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -14,9 +14,10 @@ from torch import nn
 from HARM3Logic import checkpoint
 from HARM3Logic.__main__ import main
 from HARM3Logic.cohort import read_cohort
+from HARM3Logic.encoder_weights import read_weights
 from HARM3Logic.errors import BadCheckpoint, BadOption, MissingInput
 from HARM3Logic.explain import explain
-from HARM3Logic.import_weights import import_weights, read_state
+from HARM3Logic.import_weights import import_weights
 from HARM3Logic.models.clam import CLAM, CLAMConfig
 from HARM3Logic.models.transmil import TransMIL, TransMILConfig
 from HARM3Logic.predict import Predictor
@@ -130,7 +131,7 @@ def test_what_is_no_state_dict(tmp_path):
     for number, held in enumerate(({}, [torch.zeros(2)], torch.zeros(2), {"state_dict": {"epoch": 3}})):
         torch.save(held, tmp_path / f"{number}.pt")
         refuse(tmp_path / f"{number}.pt", "no state dict")
-    refuse(tmp_path / "none.pt", "not there")
+    refuse(tmp_path / "none.pt", "no weight file")
 
 
 def test_other_models_and_options(tmp_path, weights):
@@ -146,7 +147,7 @@ def test_other_models_and_options(tmp_path, weights):
 
 def test_wrappings_are_taken_off(tmp_path):
     torch.save({"model": {"state_dict": clam_sb()}, "epoch": 2}, tmp_path / "w.pt")
-    assert read_state(tmp_path / "w.pt").keys() == clam_sb().keys()
+    assert read_weights(tmp_path / "w.pt").keys() == clam_sb().keys()
 
 
 def test_a_slide_alone_is_predicted(predictor, case, tmp_path):

@@ -1,0 +1,123 @@
+"""harm3 features: slides to feature files, what encoders there are, and whether feature files are whole."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from HARM3Logic.errors import BadOption, HARM3Error
+
+FOREIGN = (
+    "--encoder is a TorchScript (.ts, .torchscript) or ONNX (.onnx) program with a .json beside it. Loading it executes what its author "
+    "wrote, with all your rights: your files, your network. Only for files whose author you trust"
+)
+
+
+def add(commands: Any) -> None:
+    """Add the command to argparse's subparsers."""
+    parser = commands.add_parser(
+        "features",
+        help="turn slides into files of tile features; a stopped run goes on",
+        description="One HDF5 file for each slide, which CLAM's and TRIDENT's training code reads too.",
+    )
+    parser.add_argument("slides", nargs="*", type=Path, metavar="SLIDE", help="a slide file, a folder of one DICOM slide, or a picture")
+    parser.add_argument("--out", type=Path, help="folder of <slide>.h5")
+    parser.add_argument(
+        "--encoder", default="default", help="a name of --list-encoders or a tile encoder's file (default: the one that ships)"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights of an encoder given by its name, as its makers gave them to you"
+    )
+    parser.add_argument("--run-foreign-code", action="store_true", help=FOREIGN)
+    parser.add_argument("--mpp", type=float, help="µm per pixel of the slides where their files do not say")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
+    parser.add_argument("--stain", choices=["macenko", "reinhard"], help="bring each slide's colours to a reference first (default: no)")
+    parser.add_argument("--stain-target", type=Path, metavar="PICTURE", help="the reference; reinhard needs one, macenko has its own")
+    parser.add_argument("--geojson", action="store_true", help="write the tissue's outlines as <slide>.geojson for QuPath")
+    parser.add_argument("--clam", action="store_true", help="write h5_files/ and pt_files/, where CLAM's training looks for them")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument("--list-encoders", action="store_true", help="show the encoders known by name, and end")
+    asked.add_argument(
+        "--check", action="store_true", help="the SLIDEs are feature files: say whether each is whole; exit code 2 if one is not"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command."""
+    if options.list_encoders:
+        return _list()
+    if not options.slides:
+        raise BadOption("no file is given.", "Name slides, or feature files with --check.")
+    if options.check:
+        return _check(options.slides)
+    if options.out is None:
+        raise BadOption("--out is missing.", "Name the folder of the feature files.")
+    if options.stain_target is not None and options.stain is None:
+        raise BadOption("--stain-target is given without --stain.", "Add --stain macenko or --stain reinhard.")
+    return _write(options)
+
+
+def _list() -> int:
+    from HARM3Logic.encoders import as_table
+    from HARM3Logic.tile_encoder import shipped
+
+    print(as_table([shipped()]))
+    return 0
+
+
+def _check(paths: list[Path]) -> int:
+    from HARM3Logic.feature_file import described
+
+    bad = 0
+    for path in paths:
+        try:
+            print(described(path))
+        except HARM3Error as error:
+            print(f"{path}: not whole. {error}")
+            bad += 1
+    return 2 if bad else 0
+
+
+def _write(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from HARM3Logic.device import choose
+    from HARM3Logic.features import write_collection
+    from HARM3Logic.stain import StainSettings
+    from HARM3Logic.tile_encoder import TileEncoder
+
+    stain = StainSettings(options.stain, options.stain_target) if options.stain else None
+    encoder = TileEncoder.load(
+        options.encoder, str(choose(options.device)), weights=options.weights, run_foreign_code=options.run_foreign_code
+    )
+    current = ""
+    with tqdm(unit="tile", leave=False, disable=None) as bar:
+
+        def show(name: str, tiles: int, done: int) -> None:
+            nonlocal current
+            if name != current:
+                current = name
+                bar.reset(tiles)
+                bar.set_description(name)
+                bar.initial = bar.n = done  # what was there already says nothing about the speed
+            bar.update(done - bar.n)
+
+        failures = write_collection(
+            options.slides,
+            encoder,
+            options.out,
+            mpp=options.mpp,
+            stain=stain,
+            outlines=options.geojson,
+            clam=options.clam,
+            on_progress=show,
+        )
+    for sentence in encoder.warnings:
+        print(f"warning: {sentence}", file=sys.stderr)
+    print(f"{len(options.slides) - len(failures)} of {len(options.slides)} slides: {options.out}")
+    for failure in failures:
+        print(f"harm3: {failure}", file=sys.stderr)
+    return 2 if failures else 0
