@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from HARM3Logic import __version__
+from HARM3Logic import __version__, features_command
 from HARM3Logic.case import MASKS, MRI, Case
 from HARM3Logic.errors import BadOption, HARM3Error
 
@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="make one synthetic case and predict it")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder of case and results (default: demo)")
+    demo.add_argument("--no-viewer", action="store_true", help="do not write slide.html, the slide to walk about in")
     _add_model(demo)
     demo.set_defaults(run=_demo)
 
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--mpp", type=float, help="µm per pixel of the slide when its file does not say")
     predict.add_argument("--case-id", help="name of a case given by its files (default: case)")
     predict.add_argument("--out", type=Path, required=True, help="folder of the results")
+    predict.add_argument("--no-viewer", action="store_true", help="do not write slide.html, the slide to walk about in")
     _add_model(predict)
     predict.set_defaults(run=_predict)
 
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("cohort", type=Path, metavar="COHORT.csv")
     batch.add_argument("--out", type=Path, required=True, help="folder of predictions.csv and cases/")
     batch.add_argument("--workers", type=int, help="processes (default: one per core, one on a GPU)")
+    batch.add_argument("--viewer", action="store_true", help="write slide.html, the slide to walk about in, for the cases predicted now")
     _add_model(batch)
     batch.set_defaults(run=_batch)
 
@@ -89,13 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("checkpoint", nargs="?", type=Path, help="default: the demo checkpoint")
     info.set_defaults(run=_info)
 
-    features = commands.add_parser("features", help="turn slides into files of tile features; a stopped run goes on")
-    features.add_argument("slides", nargs="+", type=Path, metavar="SLIDE", help="a slide file, a folder of one DICOM slide, or a picture")
-    features.add_argument("--out", type=Path, required=True, help="folder of <slide>.h5")
-    features.add_argument("--encoder", default="default", help="a tile encoder's file (default: the one that ships)")
-    features.add_argument("--mpp", type=float, help="µm per pixel of the slides where their files do not say")
-    features.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
-    features.set_defaults(run=_features)
+    features_command.add(commands)
 
     phantom = commands.add_parser("phantom", help="make a cohort of synthetic patients whose truth is known")
     phantom.add_argument("--cases", type=int, required=True)
@@ -173,10 +170,12 @@ def _point(text: str | None) -> tuple[float, float, float] | None:
 def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from HARM3Logic.predict import Predictor, writable
+    from HARM3Logic import viewer
+    from HARM3Logic.predict import Predictor, keeping_mask, writable
 
     out = writable(options.out)
-    with tqdm(total=1.0, desc="loading", bar_format="{desc:<24} {bar} {elapsed}", leave=False, disable=None) as bar:
+    viewing = not options.no_viewer and viewer.installed()
+    with keeping_mask(out), tqdm(total=1.0, desc="loading", bar_format="{desc:<24} {bar} {elapsed}", leave=False, disable=None) as bar:
 
         def show(event: str, values: dict[str, Any]) -> None:
             bar.set_description(str(values.get("name", values.get("stage", ""))))
@@ -185,7 +184,9 @@ def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
             bar.refresh()
 
         prediction = Predictor(options.checkpoint, options.device)(case, ignore_masks=options.ignore_masks, on_event=show)
-        prediction.write(out)
+        prediction.write(out, viewer.write_viewer if viewing else None)
+    if prediction.slide is not None and not (viewing or options.no_viewer):
+        print("harm3: no slide.html: the viewer's library OpenSeadragon is not installed (make viewer).", file=sys.stderr)
     low, high = prediction.values["interval"]
     outcome = "response" if set(prediction.values["inputs"]) <= {"ct", "clinical"} else "pCR"
     for warning in prediction.values["warnings"]:
@@ -205,8 +206,9 @@ def _batch(options: argparse.Namespace) -> int:
 
     cases = read_cohort(options.cohort)
     failures = predict_cohort(
-        cases, options.out, options.checkpoint, device=options.device, ignore_masks=options.ignore_masks, workers=options.workers
-    )
+        cases, options.out, options.checkpoint, device=options.device, ignore_masks=options.ignore_masks, workers=options.workers,
+        viewer=options.viewer,
+    )  # fmt: skip
     print(f"{len(cases) - len(failures)} of {len(cases)} cases predicted: {options.out / 'predictions.csv'}")
     for failure in failures:
         print(f"harm3: {failure}", file=sys.stderr)
@@ -249,35 +251,6 @@ def _info(options: argparse.Namespace) -> int:
     print(f"checkpoint {path}\nsha256 {checkpoint.file_sha256(path)}")
     print(f"harm3slicer {__version__}, Python {platform.python_version()}, torch {torch.__version__}, devices: {', '.join(devices)}")
     return 0
-
-
-def _features(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from HARM3Logic.device import choose
-    from HARM3Logic.features import write_collection
-    from HARM3Logic.tile_encoder import TileEncoder
-
-    encoder = TileEncoder.load(options.encoder, str(choose(options.device)))
-    current = ""
-    with tqdm(unit="tile", leave=False, disable=None) as bar:
-
-        def show(name: str, tiles: int, done: int) -> None:
-            nonlocal current
-            if name != current:
-                current = name
-                bar.reset(tiles)
-                bar.set_description(name)
-                bar.initial = bar.n = done  # what was there already says nothing about the speed
-            bar.update(done - bar.n)
-
-        failures = write_collection(options.slides, encoder, options.out, mpp=options.mpp, on_progress=show)
-    for sentence in encoder.warnings:
-        print(f"warning: {sentence}", file=sys.stderr)
-    print(f"{len(options.slides) - len(failures)} of {len(options.slides)} slides: {options.out}")
-    for failure in failures:
-        print(f"harm3: {failure}", file=sys.stderr)
-    return 2 if failures else 0
 
 
 def _phantom(options: argparse.Namespace) -> int:

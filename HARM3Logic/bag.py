@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,4 +89,28 @@ def quality(slides: Slides, looked: Sequence[TileGrid]) -> list[tuple[str, str]]
         ]  # fmt: skip
         if len(grid.xy_px) < grid.found:
             found.append(("slide_sampled", f"slide: {len(grid.xy_px)} of {grid.found} tiles are read, evenly over the tissue."))
+    return found
+
+
+def shares(looked: Sequence[TileGrid]) -> list[dict[str, Any]]:
+    """For each slide the area of its tissue, and how much of what is stained is spoilt.
+
+    Args:
+        looked: grids of the slides with the focus judged.
+    """
+    found = []
+    for grid in looked:
+        fractions = grid.tissue.fractions
+        mpp = grid.mpp * grid.tile_settings.size_px / grid.size0_px  # of level 0
+        found.append(
+            {
+                "tissue_mm2": float(grid.tissue.mask.sum()) * (grid.tissue.downsample * mpp / 1000) ** 2,
+                "tiles": len(grid.xy_px),
+                "tiles_found": grid.found,
+                "pen": fractions["stained_pen"],
+                "dark": fractions["stained_dark"],
+                "blurred": fractions.get("blurred"),
+                "poor": [name for name, (limit, _) in LIMITS.items() if fractions.get(name, 0.0) > limit],  # there is a warning of these
+            }
+        )
     return found

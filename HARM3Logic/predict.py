@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,23 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from HARM3Logic import __version__, checkpoint, clinical, report, volume
+from HARM3Logic import __version__, bag, checkpoint, clinical, report, volume
 from HARM3Logic.batch import Prepared, collate
 from HARM3Logic.case import TIMEPOINTS, Case
 from HARM3Logic.checkpoint import Card
 from HARM3Logic.device import Precision, best_precision, choose
-from HARM3Logic.errors import MissingInput, OutOfMemory
+from HARM3Logic.errors import BadSlide, MissingInput, OutOfMemory
 from HARM3Logic.explain import Explanation, explain
 from HARM3Logic.familiarity import unfamiliar
-from HARM3Logic.prediction import Prediction, writable
+from HARM3Logic.features import save_mask
+from HARM3Logic.prediction import NO_TISSUE, Prediction, writable
 from HARM3Logic.prepare import OnEvent, prepare, silent
-from HARM3Logic.report import SlideView, TileView, VolumeView
-from HARM3Logic.slide import Slide, read_tiles
+from HARM3Logic.report import VolumeView
+from HARM3Logic.slide import NoTissue, Slide, read_tiles, reader_count
+from HARM3Logic.slide_view import SlideView, TileView
 from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.tiles import paint
+from HARM3Logic.viewer import source_of
 from HARM3Logic.volume import Volume
 
 __all__ = ["Prediction", "Predictor", "decide", "predict", "writable"]
@@ -120,10 +125,32 @@ def predict(
     """Predict one case, and write its files when `out` is given. For many cases keep a `Predictor`."""
     if out is not None:
         writable(out)
-    prediction = Predictor(checkpoint, device)(case, ignore_masks=ignore_masks, on_event=on_event)
+    with keeping_mask(None if out is None else Path(out)):
+        prediction = Predictor(checkpoint, device)(case, ignore_masks=ignore_masks, on_event=on_event)
     if out is not None:
         prediction.write(out)
     return prediction
+
+
+@contextmanager
+def keeping_mask(out: Path | None) -> Iterator[None]:
+    """Where a slide shows no tissue, leave a picture of what was taken for it as `slide_tissue.png` and say so.
+
+    Args:
+        out: folder of the results; None leaves no picture.
+
+    Raises:
+        BadSlide: as raised within, with the advice to look at the picture.
+    """
+    try:
+        yield
+    except NoTissue as error:
+        if out is None:
+            raise
+        picture = out / NO_TISSUE
+        with Slide.open(error.path, error.mpp) as slide:
+            save_mask(slide, error.tissue, picture)
+        raise BadSlide(error.message, f"{error.advice} What was taken for tissue is shown in {str(picture)!r}.") from error
 
 
 def decide(probability: float, threshold: float, zone: tuple[float, float]) -> str:
@@ -148,8 +175,10 @@ def _assemble(
     low, high = np.quantile(calibrate.draw(draws), INTERVAL)
     strange = unfamiliar(prepared, predictor.checkpoint.familiarity)
     raw = {name: s.numpy() for name, s in explanation.saliency.items() if name in prepared.placements}
-    heatmaps = _heatmaps(prepared, raw)
-    slide, tiles = _slide(case, prepared, explanation)
+    with ThreadPoolExecutor(1) as pool:  # the slide is read while the maps are brought onto their grids
+        viewing = pool.submit(_slide, case, prepared, explanation)
+        heatmaps = _heatmaps(prepared, raw)
+        slide, tiles = viewing.result()
     values: dict[str, Any] = {
         "case_id": case.case_id,
         "created": datetime.now().astimezone().isoformat(timespec="minutes"),
@@ -165,6 +194,7 @@ def _assemble(
         "heat": {name: _heat(name, heatmaps[name], raw[name], prepared) for name in heatmaps},
         "tiles": [{"rank": t.rank, "x_px": t.x_px, "y_px": t.y_px, "weight": t.weight} for t in tiles],
         "slide": slide and _picture(slide),
+        "quality": bag.shares([grid for _, grid in prepared.tile_grids]),
         "registration": {name: _registration(r) for name, r in prepared.registrations.items()},
         "warnings": [{"code": code, "message": message} for code, message in (*prepared.warnings, *_strange(strange), *_dull(raw))],
         "out_of_distribution": bool(strange),
@@ -291,13 +321,15 @@ def _slide(case: Case, prepared: Prepared, explanation: Explanation) -> tuple[Sl
     which = int(np.argmax([part.max() for part in parts]))
     grid, part = prepared.tile_grids[which][1], parts[which]
     top = np.argsort(-part, kind="stable")[:TOP_TILES]
-    with Slide.open(case.inputs["slide"][which], case.slide_mpp) as slide:
-        thumbnail = slide.thumbnail(THUMBNAIL_PX)
-        size = (slide.width_px, slide.height_px)
+    with Slide.open(case.inputs["slide"][which], case.slide_mpp) as slide, ThreadPoolExecutor(reader_count()) as pool:
+        whole = pool.submit(slide.thumbnail, THUMBNAIL_PX)
+        pictures = pool.map(lambda k: read_tiles(slide, grid, k, k + 1)[0], top.tolist())
         tiles = tuple(
-            TileView(rank, int(x), int(y), float(part[k]), read_tiles(slide, grid, int(k), int(k) + 1)[0])
-            for rank, (k, (x, y)) in enumerate(zip(top, grid.xy_px[top], strict=True), start=1)
+            TileView(rank, int(x), int(y), float(part[k]), picture)
+            for rank, (k, (x, y), picture) in enumerate(zip(top, grid.xy_px[top], pictures, strict=True), start=1)
         )
+        thumbnail, size = whole.result(), (slide.width_px, slide.height_px)
         mm_per_px = slide.mpp * slide.width_px / thumbnail.shape[1] / 1000
+        source = source_of(slide, grid, part / part.max())
     painted = paint(part / part.max(), grid, size, thumbnail.shape[:2])
-    return SlideView(thumbnail, painted, mm_per_px, tiles, size, grid.size0_px), tiles
+    return SlideView(thumbnail, painted, mm_per_px, tiles, size, grid.size0_px, source), tiles

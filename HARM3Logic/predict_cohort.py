@@ -21,8 +21,9 @@ from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.device import choose
 from HARM3Logic.errors import Cancelled, HARM3Error
-from HARM3Logic.predict import Predictor, writable
+from HARM3Logic.predict import Predictor, keeping_mask, writable
 from HARM3Logic.prepare import OnEvent, silent
+from HARM3Logic.viewer import write_viewer
 
 MOST_WORKERS = 8  # ours: each holds a model and an encoder, about 1 GB
 _predictor: Predictor | None = None  # one per worker process
@@ -36,6 +37,7 @@ def predict_cohort(
     device: str = "auto",
     ignore_masks: bool = False,
     workers: int | None = None,
+    viewer: bool = False,
     predictor: Predictor | None = None,
     on_event: OnEvent = silent,
 ) -> list[str]:
@@ -45,6 +47,7 @@ def predict_cohort(
 
     Args:
         workers: processes; None takes one per core on a CPU (at most 8) and one on a GPU.
+        viewer: write `slide.html` for the cases predicted now.
         predictor: a warm one of this checkpoint, which then does all the work in this process.
         on_event: told each `case` (`case_id` with its `row`, or the `reason` it has none), the overall `progress`, and the
             stages within a case where `predictor` is given.
@@ -75,11 +78,11 @@ def predict_cohort(
     book.write()
     results: Iterator[dict[str, Any] | str]
     if predictor is not None:
-        predict = partial(_predict_one, out=out, ignore_masks=ignore_masks, predictor=predictor)
+        predict = partial(_predict_one, out=out, ignore_masks=ignore_masks, viewer=viewer, predictor=predictor)
         results = (predict(case, on_event=partial(book.inside, case)) for case in todo)
     else:
         count = workers or (1 if one else min(os.cpu_count() or 1, MOST_WORKERS))
-        work = partial(_predict_one, out=out, ignore_masks=ignore_masks)
+        work = partial(_predict_one, out=out, ignore_masks=ignore_masks, viewer=viewer)
         results = _each(work, todo, min(count, len(todo)), (path, device))
     book.begin()
     known = len(cases) - len(todo)
@@ -176,13 +179,14 @@ def _start(path: Path, device: str, threads: int | None) -> None:
 
 
 def _predict_one(
-    case: Case, *, out: Path, ignore_masks: bool, predictor: Predictor | None = None, on_event: OnEvent = silent
+    case: Case, *, out: Path, ignore_masks: bool, viewer: bool = False, predictor: Predictor | None = None, on_event: OnEvent = silent
 ) -> dict[str, Any] | str:
     predictor = predictor or _predictor
     assert predictor is not None
     try:
-        prediction = predictor(case, ignore_masks=ignore_masks, on_event=on_event)
-        prediction.write(out / "cases" / case.case_id)
+        with keeping_mask(writable(out / "cases" / case.case_id)):
+            prediction = predictor(case, ignore_masks=ignore_masks, on_event=on_event)
+        prediction.write(out / "cases" / case.case_id, write_viewer if viewer else None)
     except Cancelled:
         raise
     except HARM3Error as error:

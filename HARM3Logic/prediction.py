@@ -6,23 +6,28 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
-from HARM3Logic import volume
+from HARM3Logic import geojson, report, volume
 from HARM3Logic.case import INPUTS, write_text
 from HARM3Logic.errors import BadOption
-from HARM3Logic.report import SlideView
+from HARM3Logic.picture import png
+from HARM3Logic.slide_view import SlideSource, SlideView, attention_table, levels
 from HARM3Logic.volume import Grid, Volume
 
-SLIDE_FILES = ("slide_thumbnail.png", "slide_attention.png", "slide_attention.nrrd")
+SLIDE_FILES = ("slide_thumbnail.png", "slide_attention.png", "slide_attention.nrrd", "tiles.geojson")
+TILE_FILES = ("slide_attention_tiles.png", "slide_attention_tiles.nrrd")
+VIEWER_FILES = ("slide.html", "slide_files")
+NO_TISSUE = "slide_tissue.png"  # left by an earlier run that found none
+Viewer = Callable[[SlideView, Path, str], bool]
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,15 @@ class Prediction:
     def decision(self) -> str:
         return str(self.values["decision"])
 
-    def write(self, out: str | os.PathLike[str]) -> Path:
+    def write(self, out: str | os.PathLike[str], viewer: Viewer | None = None) -> Path:
         """Write every file into `out`; `prediction.json`, whose presence says the rest is whole, comes last.
+
+        Args:
+            viewer: writes the slide viewer into a folder, such as `viewer.write_viewer`; None leaves it out.
 
         Raises:
             BadOption: the folder cannot be written.
+            BadSlide: the slide cannot be read any more.
         """
         out = writable(out)
         work = out / f".writing.{os.getpid()}"
@@ -64,9 +73,10 @@ class Prediction:
             for left in out.glob(".writing.*"):  # of a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
             work.mkdir()
-            self._write_files(work)
-            for old in ("prediction.json", *SLIDE_FILES, *(f"heatmap_{name}.nrrd" for name in INPUTS)):
-                (out / old).unlink(missing_ok=True)  # nothing of an earlier prediction may stay beside this one
+            self._write_files(work, viewer)
+            old = ("prediction.json", NO_TISSUE, *SLIDE_FILES, *TILE_FILES, *VIEWER_FILES, *(f"heatmap_{name}.nrrd" for name in INPUTS))
+            for name in old:  # nothing of an earlier prediction may stay beside this one
+                _remove(out / name)
             for file in sorted(work.iterdir()):
                 file.replace(out / file.name)
             write_text(out / "prediction.json", json.dumps(self.values, indent=2, ensure_ascii=False) + "\n")
@@ -78,7 +88,7 @@ class Prediction:
             shutil.rmtree(work, ignore_errors=True)
         return out
 
-    def _write_files(self, folder: Path) -> None:
+    def _write_files(self, folder: Path, viewer: Viewer | None) -> None:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             work: list[Future[Any]] = [pool.submit(volume.write, v, folder / f"heatmap_{name}.nrrd") for name, v in self.heatmaps.items()]
             raw: dict[str, Any] = dict(self.raw)
@@ -87,7 +97,14 @@ class Prediction:
                 work.append(pool.submit(_write_picture, self.slide.thumbnail, folder / "slide_thumbnail.png"))
                 work.append(pool.submit(_write_picture, self.slide.picture, folder / "slide_attention.png"))
                 work.append(pool.submit(volume.write, _flat(self.slide), folder / "slide_attention.nrrd"))
-            (folder / "report.html").write_text(self.html, encoding="utf-8")
+                if self.slide.source is not None:
+                    tiles = self.slide.source.by_tile
+                    (folder / "slide_attention_tiles.png").write_bytes(png(levels(tiles), attention_table()))
+                    work.append(pool.submit(volume.write, _by_tile(self.slide, self.slide.source), folder / "slide_attention_tiles.nrrd"))
+                grid = () if self.slide.source is None else (self.slide.source.by_tile, self.slide.source.step_px)
+                work.append(pool.submit(geojson.write_tiles, folder / "tiles.geojson", self.values["tiles"], self.slide.tile_px, *grid))
+            seen = viewer is not None and self.slide is not None and viewer(self.slide, folder, self.case_id)
+            (folder / "report.html").write_text(report.with_viewer(self.html) if seen else self.html, encoding="utf-8")
             for written in work:
                 written.result()
 
@@ -99,10 +116,26 @@ def _write_picture(pixels: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
 
 def _flat(slide: SlideView) -> Volume:
     """The attention as a volume of one slice."""
-    mm = slide.mm_per_px
-    height, width = slide.attention.shape
-    grid = Grid((width, height, 1), (mm, mm, 1.0), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
-    return Volume(slide.attention[None], grid)
+    return _slice(slide.attention, slide.mm_per_px, 0.0)
+
+
+def _by_tile(slide: SlideView, source: SlideSource) -> Volume:
+    """The attention with one pixel for each tile, in the frame of `_flat`: 0 mm is the middle of the thumbnail's first pixel."""
+    mm = source.mpp / 1000
+    return _slice(source.by_tile, source.step_px * mm, slide.tile_px * mm / 2 - slide.mm_per_px / 2)
+
+
+def _slice(values: Float32[np.ndarray, "h w"], mm_per_px: float, first_mm: float) -> Volume:
+    height, width = values.shape
+    size, spacing, origin = (width, height, 1), (mm_per_px, mm_per_px, 1.0), (first_mm, first_mm, 0.0)
+    return Volume(values[None], Grid(size, spacing, origin, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def writable(folder: str | os.PathLike[str]) -> Path:

@@ -7,9 +7,7 @@ The text needs nothing outside itself: pictures are data URIs, contours are SVG 
 
 from __future__ import annotations
 
-import base64
 import functools
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,23 +16,22 @@ from typing import Any
 
 import numpy as np
 from contourpy import contour_generator
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, UInt8
 from jinja2 import Environment, StrictUndefined, Template
-from PIL import Image
 
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
 from HARM3Logic.errors import BadGeometry
+from HARM3Logic.picture import GREEN, INFERNO, nice_length, palette, picture
+from HARM3Logic.slide_view import SlideView, TileView, drawn
 from HARM3Logic.stack import key_slices, stack
 from HARM3Logic.volume import Volume
+
+__all__ = ["SlideView", "TileView", "VolumeView", "hottest_point", "outline", "render", "template", "with_viewer"]
 
 LABELS = {"t1": "T1c", "t2": "T2", "slide": "Biopsy slide", "ct": "CT", "clinical": "Clinical values"}
 LEVELS = ((0.5, "#ffe24a"), (0.75, "#ff9a1f"), (0.9, "#ff3b30"))  # iso-contours of the joint scale and their colours
 HEAT_FROM = 0.25  # heat below is not painted
 HEAT_ALPHA = 0.75  # opacity of heat 1
-ATTENTION_ALPHA = 0.85
-FADE = 0.5  # of the slide towards white under the attention, whose colours would drown in H&E
-INFERNO = ("#000004", "#160b39", "#420a68", "#6a176e", "#932667", "#bc3754", "#dd513a", "#f37819", "#fca50a", "#f6d746", "#fcffa4")
-GREEN = ("#d6f5c9", "#8fd694", "#2fa36b", "#0b6b53", "#003f3a")  # on the pink and violet of H&E, which inferno is too near to
 SERIOUS = ("out_of_distribution", "registration", "spacing_lost", "no_heat")
 NOT_SHOWN = ("patient_id", "centre", "centres", "synthetic")  # keys of the training provenance
 # A file's name may be a patient's: quoted names with a dot or slash, and absolute paths.
@@ -70,41 +67,6 @@ class VolumeView:
                 raise BadGeometry(f"the {what} of {self.name} has {shape} voxels; {wanted}.", "Restore it to the image's grid.")
 
 
-@dataclass(frozen=True)
-class TileView:
-    """A tile of the slide; x_px, y_px is its upper left corner on level 0, `weight` its share of the slide's attention."""
-
-    rank: int
-    x_px: int
-    y_px: int
-    weight: float
-    image: UInt8[np.ndarray, "S S 3"]
-
-
-@dataclass(frozen=True)
-class SlideView:
-    """The slide as a picture with what the model attended to.
-
-    Args:
-        attention: 0 to 1, relative to the highest tile; 0 where there is no tile.
-        mm_per_px: of the thumbnail.
-        size_px: width and height of level 0.
-        tile_px: edge of a tile on level 0.
-    """
-
-    thumbnail: UInt8[np.ndarray, "h w 3"]
-    attention: Float32[np.ndarray, "h w"]
-    mm_per_px: float
-    tiles: tuple[TileView, ...]
-    size_px: tuple[int, int]
-    tile_px: float
-
-    @functools.cached_property
-    def picture(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The thumbnail with the attention over it."""
-        return overlay(self.thumbnail, self.attention)
-
-
 def hottest_point(views: Sequence[VolumeView]) -> Float[np.ndarray, " 3"] | None:
     """Where the heat of all volumes has its maximum, in LPS mm of their common frame; None without heat."""
     peaks = [float(view.heat.array.max()) for view in views]
@@ -129,17 +91,6 @@ def outline(values: Float[np.ndarray, "H W"], level: float, pixel_mm: tuple[floa
     return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in np.asarray(line)[:-1]) + "Z" for line in lines)
 
 
-def overlay(thumbnail: UInt8[np.ndarray, "h w 3"], attention: Float32[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The slide, faded, with its attention in green: the more, the darker; none where there is none."""
-    table = _palette(GREEN)
-    faded = 255 - (1 - FADE) * (255 - thumbnail.astype(np.float32))
-    alpha = (ATTENTION_ALPHA * np.sqrt(np.arange(256) / 255)).astype(np.float32)  # the root: most tiles lie far below the highest
-    level = (np.clip(attention, 0, 1) * 255).astype(np.uint8)
-    share = alpha[level][..., None]
-    mixed: UInt8[np.ndarray, "h w 3"] = (faded * (1 - share) + table[level] * share).round().astype(np.uint8)
-    return mixed
-
-
 def render(prediction: Mapping[str, Any], card: Mapping[str, Any], views: Sequence[VolumeView], slide: SlideView | None) -> str:
     """The report of one case as HTML.
 
@@ -152,7 +103,7 @@ def render(prediction: Mapping[str, Any], card: Mapping[str, Any], views: Sequen
     training = card.get("training") or {}
     # a CT model tells response to its drug, not pCR
     outcome = "pCR" if any(name in MRI for name in (*inputs, *prediction["inputs"])) else ""
-    return _template().render(
+    return template("report.html.j2").render(
         p=prediction,
         card=card,
         outcome=outcome,
@@ -162,12 +113,17 @@ def render(prediction: Mapping[str, Any], card: Mapping[str, Any], views: Sequen
         rows=_rows(views, inputs),
         known_reach=max([abs(v["change"] or 0.0) for v in prediction.get("clinical", ())], default=0.0) or 1.0,
         reach=max([abs(v) for v in prediction["contributions"].values()], default=0.0) or 1.0,
-        slide=None if slide is None else _slide(slide),
+        slide=None if slide is None else drawn(slide),
         levels=LEVELS,
         serious=SERIOUS,
         inferno=INFERNO,
         green=GREEN,
     )
+
+
+def with_viewer(html: str) -> str:
+    """The report with its links to the slide viewer, which sleep in comments until there is one."""
+    return html.replace("<!--viewer ", "").replace(" viewer-->", "")
 
 
 def _rows(views: Sequence[VolumeView], inputs: tuple[str, ...]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -215,40 +171,6 @@ def _panels(view: VolumeView, point: Float[np.ndarray, " 3"] | None) -> list[dic
             }
         )
     return panels
-
-
-def _slide(view: SlideView) -> dict[str, Any]:
-    """What the template draws of the slide, lengths in thumbnail pixels."""
-    height, width = view.thumbnail.shape[:2]
-    scale = width / view.size_px[0]
-    bar_mm = nice_length(width * view.mm_per_px / 5)
-    return {
-        "width": width,
-        "height": height,
-        "image": picture(view.picture),
-        "bar_mm": bar_mm,
-        "bar": bar_mm / view.mm_per_px,
-        "tile": view.tile_px * scale,
-        "tile_um": view.tile_px * scale * view.mm_per_px * 1000,
-        "tiles": [(tile, tile.x_px * scale, tile.y_px * scale, picture(tile.image)) for tile in view.tiles],
-    }
-
-
-def picture(pixels: UInt8[np.ndarray, "H W"] | UInt8[np.ndarray, "H W 3"], table: UInt8[np.ndarray, "256 4"] | None = None) -> str:
-    """A data URI: a JPEG, or a PNG in the colours of a table (red, green, blue, opacity)."""
-    file, image = io.BytesIO(), Image.fromarray(pixels)
-    if table is None:
-        image.save(file, "jpeg", quality=90, subsampling=0)  # else colours bleed over the edges of tiles
-    else:
-        image.putpalette(table[:, :3].tobytes())
-        image.save(file, "png", transparency=table[:, 3].tobytes(), compress_level=4)
-    return f"data:image/{'png' if table is not None else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def nice_length(most: float) -> float:
-    """The longest of 1, 2, 5 times a power of ten that is not above `most`."""
-    power = 10.0 ** np.floor(np.log10(most))
-    return float(max(f * power for f in (1, 2, 5) if f * power <= most * (1 + 1e-9)))
 
 
 def label(name: str) -> str:
@@ -301,22 +223,16 @@ def sentence(message: str) -> str:
     return message[:1].upper() + message[1:]
 
 
-def _palette(colours: Sequence[str]) -> UInt8[np.ndarray, "256 3"]:
-    anchors = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours])
-    known, wanted = np.arange(len(colours)), np.linspace(0, len(colours) - 1, 256)
-    table: UInt8[np.ndarray, "256 3"] = np.column_stack([np.interp(wanted, known, c) for c in anchors.T]).round().astype(np.uint8)
-    return table
-
-
 @functools.cache
 def _heat_table() -> UInt8[np.ndarray, "256 4"]:
     heat = np.arange(256) / 255
     alpha = np.where(heat < HEAT_FROM, 0, 255 * HEAT_ALPHA * heat)
-    return np.column_stack([_palette(INFERNO), alpha.round().astype(np.uint8)])
+    return np.column_stack([palette(INFERNO), alpha.round().astype(np.uint8)])
 
 
 @functools.cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template, with our filters."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(label=label, percent=percent, span=span, points=points, sentence=sentence, fact=fact)
-    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    return environment.from_string(Path(__file__).with_name(name).read_text(encoding="utf-8"))

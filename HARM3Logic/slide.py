@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -29,6 +30,7 @@ __all__ = [
     "paint",
     "read_batches",
     "read_tiles",
+    "reader_count",
     "tile_grid",
     "tissue",
 ]
@@ -38,11 +40,11 @@ MAX_ENLARGEMENT = 2.5  # a 10x scan may serve for 20x tiles; beyond that pixels 
 
 
 class NoTissue(BadSlide):
-    """No tile holds tissue; `tissue` is what was found."""
+    """No tile holds tissue; `tissue` is what was found, on the slide at `path` with `mpp` µm per pixel."""
 
-    def __init__(self, message: str, advice: str, tissue: Tissue) -> None:
+    def __init__(self, message: str, advice: str, tissue: Tissue, path: Path, mpp: float) -> None:
         super().__init__(message, advice)
-        self.tissue = tissue
+        self.tissue, self.path, self.mpp = tissue, path, mpp
 
 
 def tissue(slide: Slide, settings: TissueSettings, focus: bool = True) -> Tissue:
@@ -129,6 +131,8 @@ def tile_grid(slide: Slide, tissue: TissueSettings, tiles: TileSettings, focus: 
             f"{100 * share:.2g} % of its {slide.width_px} x {slide.height_px} px is tissue.",
             "Check the slide, its µm per pixel and the tissue threshold.",
             found,
+            slide.path,
+            slide.mpp,
         )
     xy_px = np.stack([x[columns], y[rows]], axis=1)
     if tiles.max_tiles is not None:

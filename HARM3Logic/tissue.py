@@ -105,7 +105,8 @@ class Tissue:
     Args:
         mask: pixel (r, c) covers the level-0 pixels [r, r+1) x [c, c+1) times `downsample`.
         downsample: level-0 pixels per mask pixel.
-        fractions: `tissue`, `pen` and `dark` as shares of the slide's area, `blurred` as share of the judged places in the tissue.
+        fractions: `tissue`, `pen` and `dark` as shares of the slide's area, `blurred` as share of the judged places in the tissue,
+            `stained_pen` and `stained_dark` as shares of all that is stained, tissue or not.
         artefacts: ink, and what is almost black (unscanned area, opaque folds), on the same pixels; None where nobody looked.
     """
 
@@ -125,16 +126,20 @@ def find_tissue(picture: UInt8[np.ndarray, "h w 3"], downsample: float, mpp: flo
     mask = majority(banded(lambda part: saturation(part) > settings.threshold, picture), settings.median_px)
     if settings.close_px:
         mask = closing(mask, settings.close_px, settings.even_kernel_shift)
+    stained = mask
     dark, pen = banded(lambda part: part.max(axis=2) < BLACK, picture), banded(ink, picture)
     if settings.exclude_dark:
-        mask &= ~majority(dark, settings.median_px)
+        mask = mask & ~majority(dark, settings.median_px)
     if settings.exclude_pen:
         # one pixel more all round: the edge of a stroke mixes with the glass
-        mask &= ~ndimage.binary_dilation(majority(pen, 3), iterations=1)
+        mask = mask & ~ndimage.binary_dilation(majority(pen, 3), iterations=1)
     if settings.min_area_mm2:
         pixel_mm2 = (downsample * mpp / 1000) ** 2
         mask = without_small(mask, settings.min_area_mm2 / pixel_mm2)
     fractions = {"tissue": float(mask.mean()), "pen": float(pen.mean()), "dark": float(dark.mean())}
+    for name, bad in (("stained_pen", pen), ("stained_dark", dark)):
+        every = stained | bad  # black has no colour of its own
+        fractions[name] = float(bad.sum() / max(1, every.sum()))
     return Tissue(mask, downsample, fractions, pen | dark)
 
 

@@ -269,7 +269,10 @@ class Worker:
         names += ["predicting", "writing the report", "writing the results"]
         job.way = way = _Way(self._expected or {name: FIRST_S[name.split()[0]] for name in names}, bool(self._expected))
         predictor = self._ready(job)
-        prediction = predictor(case, ignore_masks=bool(job.values.get("ignore_masks")), on_event=job.on_event)
+        from HARM3Logic.predict import keeping_mask, writable
+
+        with keeping_mask(writable(out)):
+            prediction = predictor(case, ignore_masks=bool(job.values.get("ignore_masks")), on_event=job.on_event)
         for warning in prediction.values["warnings"]:
             job.tell("warning", warning)
         job.on_event("stage", {"name": "writing the results"})

@@ -11,7 +11,7 @@ from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.errors import BadOption
 from HARM3Logic.predict import Predictor, decide
-from HARM3Logic.prediction import SLIDE_FILES
+from HARM3Logic.prediction import SLIDE_FILES, TILE_FILES
 from HARM3Logic.prepare import prepare
 
 
@@ -61,6 +61,8 @@ def test_json_holds_what_it_promises(written):
     assert 0 <= low <= values["probability"] <= high <= 1
     assert set(values["contributions"]) == {*MRI, "slide"}
     assert all(values["inputs"][name]["used"] and len(values["inputs"][name]["sha256"]) == 64 for name in (*MRI, "slide"))
+    assert [set(q) for q in values["quality"]] == [{"tissue_mm2", "tiles", "tiles_found", "pen", "dark", "blurred", "poor"}]
+    assert 0.1 < values["quality"][0]["tissue_mm2"] < 100 and values["quality"][0]["tiles"] > 0
     assert set(values["registration"]) == {"t2_pre", "t1_post", "t2_post"}
     weights = [tile["weight"] for tile in values["tiles"]]
     assert weights == sorted(weights, reverse=True)
@@ -72,7 +74,7 @@ def test_json_holds_what_it_promises(written):
 def test_everything_is_there_and_nothing_half_written(written):
     _, out = written
     names = {path.name for path in out.iterdir()}
-    wanted = {f"heatmap_{name}.nrrd" for name in MRI} | {"heatmap_raw.npz", *SLIDE_FILES}
+    wanted = {f"heatmap_{name}.nrrd" for name in MRI} | {"heatmap_raw.npz", *SLIDE_FILES, *TILE_FILES}
     assert names == wanted | {"report.html", "prediction.json"}
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from HARM3Logic import report
 from HARM3Logic.errors import BadGeometry
-from HARM3Logic.report import SlideView, TileView, VolumeView
+from HARM3Logic.report import VolumeView
+from HARM3Logic.slide_view import SlideView, TileView, overlay
 from HARM3Logic.stack import key_slices, stack
 from HARM3Logic.volume import Grid, Volume
 
@@ -212,7 +213,7 @@ def test_heat_is_clear_below_a_quarter_and_denser_above():
 def test_attention_colours_only_what_has_any():
     view = make_slide()
     view.attention[10:20, 50:60] = 0.3
-    shown = report.overlay(view.thumbnail, view.attention).astype(int)
+    shown = overlay(view.thumbnail, view.attention).astype(int)
     plain, weak, strong = shown[0, 0], shown[15, 55], shown[15, 35]
     assert plain[0] == plain[1] == plain[2]
     assert weak[1] > weak[0] and strong[1] > strong[0]
@@ -237,11 +238,27 @@ def test_nothing_given_can_become_markup():
 def test_report_is_self_contained_and_says_what_it_is():
     html = render([make_view(n, tumour=True) for n in ("t1_pre", "t2_pre", "t1_post", "t2_post")], make_slide())
     assert "http" not in html and "@import" not in html and "<link" not in html
-    assert set(re.findall(r'(?:href|src)="(.{15})', html)) <= {"data:image/jpeg", "data:image/png;"}
+    seen = re.sub("<!--.*?-->", "", html)
+    assert set(re.findall(r'(?:href|src)="(.{15})', seen)) <= {"data:image/jpeg", "data:image/png;"}
     assert html.count("data:image/jpeg") == 4 * 3 + 1 + 1  # key slices, slide, tile
     assert html.count('class="tumour"') == 4  # the neighbours lie beyond it
     assert "Research software, not for clinical use" in html and "synthetic" not in words(html)
     assert "61 %" in html and "48\u201373 %" in html and "Predicted responder (pCR)" in html
+
+
+def test_links_to_the_viewer_wake_only_where_there_is_one():
+    html = render(slide=make_slide())
+    awake = re.sub("<!--.*?-->", "", report.with_viewer(html))
+    assert "slide.html" not in re.sub("<!--.*?-->", "", html)
+    assert re.findall(r'href="(slide[^"]*)"', awake) == ["slide.html", "slide.html#tile=1"] and "viewer-->" not in awake
+
+
+def test_quality_of_the_slide_is_told():
+    good = {"tissue_mm2": 12.34, "pen": 0.0, "dark": 0.031, "blurred": None, "tiles": 900, "tiles_found": 1200, "poor": ["dark"]}
+    html = render(quality=[good])
+    assert "12 mm&sup2; 900 of 1,200 0.0 % 3.1 % not judged" in words(html)
+    assert 'class="number poor">3.1' in html and html.count("poor") == render().count("poor") + 1
+    assert 'id="quality"' not in render()
 
 
 def test_missing_inputs_leave_quiet_panels():
