@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from HARM3Logic.case import Case
+from HARM3Logic import volume
+from HARM3Logic.case import MRI, Case
+from HARM3Logic.clinical import Schema, Variable
 from HARM3Logic.preprocessing import Preprocessing
 from Training import cache as caching
 
@@ -71,6 +75,64 @@ def test_a_file_cut_short_is_prepared_again(cases, prepared, tmp_path):
     path.write_bytes(path.read_bytes()[:20])
     built(cases, tmp_path / "cache")
     assert prepared == ["a", "b", "a"]
+
+
+def test_the_usual_inputs_keep_the_key_they_always_had(cases, prepared, tmp_path):
+    from HARM3Logic.tile_encoder import TileEncoder
+
+    weights = TileEncoder.load("default").weights_sha256
+    salt = json.dumps([caching.code_of_prepare(), dataclasses.asdict(SMALL), weights, False], sort_keys=True)
+    digest = hashlib.sha256(salt.encode())
+    digest.update(f"t1_pre {volume.sha256(cases[0].inputs['t1_pre'][0])} None".encode())
+    found = built(cases, tmp_path / "cache").paths[0]
+    assert found.name == f"a.{digest.hexdigest()[:16]}.safetensors"
+
+
+def test_what_is_wanted_decides_what_is_read_and_when_it_is_read_again(tmp_path, prepared, monkeypatch):
+    def no_encoder(*_):
+        raise AssertionError("no slide is wanted")
+
+    monkeypatch.setattr(caching.TileEncoder, "load", no_encoder)
+    for name in ("ct", "t1_pre", "tumour_ct"):
+        (tmp_path / f"{name}.nii.gz").write_bytes(name.encode())
+    inputs = {name: tmp_path / f"{name}.nii.gz" for name in ("ct", "t1_pre", "tumour_ct")}
+    case = Case.from_files("a", inputs, clinical={"age": "61"})
+    schema = Schema((Variable("age", "numeric"),))
+
+    def path(case=case, wanted=("ct", "clinical"), **options):
+        return caching.build([case], SMALL, "default", tmp_path / "cache", wanted=wanted, **{"schema": schema, **options}).paths[0]
+
+    first = path()
+    assert path() == path(wanted=("clinical", "ct")) == first and prepared == ["a"]
+    changes = [
+        path(dataclasses.replace(case, clinical={"age": "62"})),
+        path(dataclasses.replace(case, tumour_point_mm=(1.0, 2.0, 3.0))),
+        path(schema=Schema((Variable("age", "numeric", range=(0, 120)),))),
+        path(wanted=("ct",)),
+        path(wanted=("t1_pre",)),
+    ]
+    assert len({first, *changes}) == 6
+    one = path(wanted=("ct",))
+    assert path(dataclasses.replace(case, clinical={"age": "62"}), wanted=("ct",)) == one  # not read, no matter
+    assert path(wanted=("t1_pre", "t2_post")) == path(wanted=MRI)  # all volumes are read with any
+    inputs["ct"].write_bytes(b"other")
+    assert path() != first and path(wanted=("clinical",)) == path(wanted=("clinical",))
+
+
+def test_ct_and_clinical_values_are_kept_as_they_are_prepared(tmp_path_factory, tmp_path):
+    from HARM3Logic.clinical import gist
+    from HARM3Logic.cohort import read_cohort
+    from HARM3Logic.phantom_gist import write_phantoms
+    from HARM3Logic.prepare import prepare
+
+    write_phantoms(tmp_path / "gist", 1, seed=4, workers=0)
+    cases = read_cohort(tmp_path / "gist" / "cohort.csv")
+    settings = Preprocessing(shape=(8, 16, 16), spacing_mm=(8.0, 6.0, 6.0))
+    cached = caching.build(cases, settings, "default", tmp_path / "cache", wanted=("ct", "clinical"), schema=gist(), workers=1)[0]
+    fresh = prepare(cases[0], settings, wanted=("ct", "clinical"), schema=gist())
+    for name in ("ct", "tumour_ct", "clinical", "clinical_mask"):
+        assert torch.equal(getattr(cached, name), getattr(fresh, name)), name
+    assert cached.mri is None and cached.label == cases[0].label
 
 
 def test_the_code_is_all_that_makes_the_tensors_and_nothing_else():

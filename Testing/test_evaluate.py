@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,12 @@ def cohort(tmp_path: Path) -> Path:
     return locked_cohort(tmp_path / "locked.csv")
 
 
+def predictions(cohort: Path) -> dict[str, Any]:
+    """Those of the only model in a ledger."""
+    (own,) = json.loads(external.ledger_of(cohort).read_text())["models"].values()
+    return own["predictions"]
+
+
 def test_locked_cases_are_predicted_once(good: Path, cohort: Path, tmp_path: Path) -> None:
     checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
     run, oracle = read_run(good), Oracle()
@@ -372,7 +379,7 @@ def test_locked_cases_are_predicted_once(good: Path, cohort: Path, tmp_path: Pat
     assert first["auc"].value == 1.0
     assert (first["cases"], first["responders"], first["threshold"]) == (12, 4, 0.4)
     book = json.loads(external.ledger_of(cohort).read_text())
-    assert book["model_sha256"] == first["model_sha256"]
+    assert list(book["models"]) == [first["model_sha256"]]
     again = external.evaluate(cohort, good, run, tmp_path / "b", oracle)
     assert len(oracle.asked) == 12  # read from the ledger
     assert again == first
@@ -393,6 +400,39 @@ def test_another_model_is_refused_even_after_a_stopped_run(good: Path, cohort: P
     assert not oracle.asked
 
 
+def test_several_models_judge_when_all_were_named_before_the_first_case(good: Path, cohort: Path, tmp_path: Path) -> None:
+    runs = []
+    for k in range(3):
+        shutil.copytree(good, tmp_path / f"run{k}")
+        checkpoint(tmp_path / f"run{k}" / "whole" / "checkpoint.safetensors", CARD | {"threshold": 0.3 + 0.1 * k})
+        runs.append(read_run(tmp_path / f"run{k}"))
+    external.register(cohort, runs[:2])
+    oracle = Oracle()
+    found = [external.evaluate(cohort, run.path, run, tmp_path / run.name, oracle) for run in runs[:2]]
+    assert len(oracle.asked) == 24 and [row["models"] for row in found] == [2, 2]
+    assert list(found[0]["by_centre"]) == ["west"] and found[0]["by_centre"]["west"] == found[0]["auc"]
+    cases, probability = external.judged(cohort, runs[1])
+    assert [case.case_id for case in cases] == [f"E{k:02d}" for k in range(12)]
+    assert probability.tolist() != external.judged(cohort, runs[0])[1].tolist()  # each model's own
+    with pytest.raises(BadOption, match=r"for the models .* may judge those models only"):
+        external.evaluate(cohort, runs[2].path, runs[2], tmp_path, oracle)
+    external.register(cohort, runs[:2])  # again, unchanged
+    with pytest.raises(BadOption, match="those models only"):
+        external.register(cohort, runs)
+    assert len(oracle.asked) == 24
+
+
+def test_a_ledger_of_one_model_as_it_was_written_before_is_read(good: Path, cohort: Path, tmp_path: Path) -> None:
+    checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
+    oracle = Oracle()
+    first = external.evaluate(cohort, good, read_run(good), tmp_path, oracle)
+    book = json.loads(external.ledger_of(cohort).read_text())
+    ((model, own),) = book.pop("models").items()
+    external.ledger_of(cohort).write_text(json.dumps({"model_sha256": model, **book, **own}))
+    assert external.evaluate(cohort, good, read_run(good), tmp_path, oracle) == first
+    assert len(oracle.asked) == 12
+
+
 def test_a_changed_table_is_refused(good: Path, cohort: Path, tmp_path: Path) -> None:
     checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
     external.evaluate(cohort, good, read_run(good), tmp_path, Oracle())
@@ -406,10 +446,10 @@ def test_failed_cases_are_tried_again_and_predicted_ones_are_not_replaced(good: 
     oracle = Oracle(fail=["E03"])
     first = external.evaluate(cohort, good, read_run(good), tmp_path, oracle)
     assert (first["cases"], first["failures"]) == (11, ["E03: broken"])
-    before = json.loads(external.ledger_of(cohort).read_text())["predictions"]
+    before = predictions(cohort)
     oracle.fail = []
     second = external.evaluate(cohort, good, read_run(good), tmp_path, oracle)
-    after = json.loads(external.ledger_of(cohort).read_text())["predictions"]
+    after = predictions(cohort)
     assert (second["cases"], second["failures"]) == (12, [])
     assert {name: after[name] for name in before} == before
 

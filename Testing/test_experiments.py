@@ -34,7 +34,7 @@ def test_the_paper_is_as_printed() -> None:
 
 
 def test_an_unknown_experiment_is_named() -> None:
-    with pytest.raises(BadOption, match="'nothing' does not exist; there are baselines, harm3_ablations, harm3_fusion"):
+    with pytest.raises(BadOption, match="'nothing' does not exist; there are baselines, ct_clinical, harm3_ablations, harm3_fusion"):
         find("nothing")
     with pytest.raises(BadOption, match="no variant 'nothing:compact'; it has full, no_ldvae"):
         find("harm3_ablations:nothing:compact")

@@ -80,6 +80,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     monkeypatch.setattr(train, "read_cohort", lambda path: cohort())
     monkeypatch.setattr(train.caching, "build", lambda cases, *a, **k: cases)
+    monkeypatch.setattr(train.start, "inputs", lambda experiment: ("slide",))
     monkeypatch.setattr(train, "finish", lambda e, n, cases, split, out, fabric, *a: found.append((cases, split, out, *a)))
     return found
 
@@ -121,7 +122,7 @@ def test_a_folder_of_other_settings_is_refused_but_a_new_setting_has_its_default
     run(tmp_path)
     path = tmp_path / "experiment.json"
     written = json.loads(path.read_text())
-    older = {key: value for key, value in written.items() if key not in ("micro_batch", "by_centre")}
+    older = {key: value for key, value in written.items() if key not in ("micro_batch", "by_centre", "schema", "lora", "pretrained")}
     older["augmentation"] = {key: value for key, value in older["augmentation"].items() if key != "drop_slide"}
     path.write_text(json.dumps(older))
     run(tmp_path)  # written before these existed

@@ -23,33 +23,72 @@ def augment(
         places, size: where the cases stand in a larger batch of `size` for which the numbers are drawn, so that processes which share
             a batch change it as one process would. None: they are the whole batch.
     """
-    mri, shown = batch.need("mri", "mri_mask")
-    places = range(len(mri)) if places is None else places
-    size = len(mri) if size is None else size
-    own = torch.tensor(list(places))
-
-    def chance(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator)
-
-    moves = [(bool(chance(1) < how.flip), [int((2 * chance(1) - 1) * (most + 0.999)) for most in how.shift]) for _ in range(size)]
-    moved, tumour = torch.empty_like(mri), None if batch.tumour is None else torch.empty_like(batch.tumour)
-    for row, place in enumerate(places):
-        flipped, shifts = moves[place]
-        for source, result in ((mri, moved), (batch.tumour, tumour)):
-            if source is not None and result is not None:
-                result[row] = torch.roll(source[row].flip(-1) if flipped else source[row], shifts, dims=(-3, -2, -1))
-    volumes = shown.shape[1:]
-    scale = 1 + how.scale * torch.randn(size, *volumes, 1, 1, 1, generator=generator)[own]
-    offset = how.offset * torch.randn(size, *volumes, 1, 1, 1, generator=generator)[own]
-    kept = shown & (chance(size, *volumes)[own] >= how.drop_volume)
-    kept[~kept.flatten(1).any(dim=1)] = shown[~kept.flatten(1).any(dim=1)]  # never a case without a volume
-    changes: dict[str, torch.Tensor] = {"mri": (moved * scale + offset) * kept[..., None, None, None], "mri_mask": kept}
-    if tumour is not None:
-        changes["tumour"] = tumour
+    cases = len(batch)
+    draw = _Draws(generator, range(cases) if places is None else places, cases if size is None else size)
+    changes: dict[str, torch.Tensor] = {}
+    if batch.mri is not None:
+        changes |= _volumes(batch, how, draw)
+    if batch.ct is not None:
+        moves = draw.moves(how)
+        changed = torch.stack([_moved(row, *move) for row, move in zip(batch.ct, moves, strict=True)])
+        factor, step = (1 + how.scale * draw.normal(1, 1, 1), how.offset * draw.normal(1, 1, 1))
+        changes["ct"] = (changed * factor + step).clamp(-1, 1)  # its window; what is absent stays NaN
+    if batch.clinical_mask is not None:
+        known = batch.clinical_mask
+        changes["clinical_mask"] = known & (draw.uniform(known.shape[1]) >= how.drop_value)
+        if batch.ct is not None:  # one of both is withheld, never both, and neither where it is all there is
+            both = known.any(dim=1) & ~batch.ct.isnan().flatten(1).any(dim=1)
+            chance = draw.uniform()
+            changes["ct"][both & (chance < how.drop_ct)] = torch.nan
+            changes["clinical_mask"][both & (chance >= 1 - how.drop_row)] = False
     if batch.tile_mask is not None:
-        tile_mask = batch.tile_mask & (chance(size, 1)[own] >= how.drop_slide)
+        tile_mask = batch.tile_mask & (draw.uniform(1) >= how.drop_slide)
         if how.drop_tiles:  # drawn last: its numbers depend on the longest bag
-            fewer = tile_mask & (chance(size, tile_mask.shape[1])[own] >= how.drop_tiles)
+            fewer = tile_mask & (draw.uniform(tile_mask.shape[1]) >= how.drop_tiles)
             tile_mask = torch.where(fewer.any(dim=1, keepdim=True), fewer, tile_mask)
         changes["tile_mask"] = tile_mask
     return dataclasses.replace(batch, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draws:
+    """Numbers for every case of the larger batch, of which those of our own cases are given."""
+
+    generator: torch.Generator
+    places: Sequence[int]
+    size: int
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        return torch.rand(self.size, *shape, generator=self.generator)[list(self.places)]
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(self.size, *shape, generator=self.generator)[list(self.places)]
+
+    def moves(self, how: Augmentation) -> list[tuple[bool, list[int]]]:
+        """For each case whether it is flipped, and its shift D H W."""
+
+        def chance() -> torch.Tensor:
+            return torch.rand(1, generator=self.generator)
+
+        moves = [(bool(chance() < how.flip), [int((2 * chance() - 1) * (most + 0.999)) for most in how.shift]) for _ in range(self.size)]
+        return [moves[place] for place in self.places]
+
+
+def _volumes(batch: Batch, how: Augmentation, draw: _Draws) -> dict[str, torch.Tensor]:
+    """MRI and the masks of the tumour on it."""
+    mri, shown = batch.need("mri", "mri_mask")
+    moves = draw.moves(how)
+    moved = torch.stack([_moved(row, *move) for row, move in zip(mri, moves, strict=True)])
+    volumes = shown.shape[1:]
+    scale = 1 + how.scale * draw.normal(*volumes, 1, 1, 1)
+    offset = how.offset * draw.normal(*volumes, 1, 1, 1)
+    kept = shown & (draw.uniform(*volumes) >= how.drop_volume)
+    kept[~kept.flatten(1).any(dim=1)] = shown[~kept.flatten(1).any(dim=1)]  # never a case without a volume
+    changes = {"mri": (moved * scale + offset) * kept[..., None, None, None], "mri_mask": kept}
+    if batch.tumour is not None:
+        changes["tumour"] = torch.stack([_moved(row, *move) for row, move in zip(batch.tumour, moves, strict=True)])
+    return changes
+
+
+def _moved(volumes: torch.Tensor, flipped: bool, shift: Sequence[int]) -> torch.Tensor:
+    return torch.roll(volumes.flip(-1) if flipped else volumes, tuple(shift), dims=(-3, -2, -1))

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache, partial
 from multiprocessing import get_context
@@ -19,14 +19,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from HARM3Logic import volume
+from HARM3Logic import clinical, volume
 from HARM3Logic.batch import Prepared
-from HARM3Logic.case import MASKS, MRI, Case
+from HARM3Logic.case import INPUTS, MASKS, MRI, Case
+from HARM3Logic.clinical import Schema
 from HARM3Logic.errors import BadCohort, HARM3Error
-from HARM3Logic.prepare import Preprocessing, prepare
+from HARM3Logic.prepare import NO_SCHEMA, Preprocessing, prepare
 from HARM3Logic.tile_encoder import TileEncoder
 
-FIELDS = ("mri", "mri_mask", "body", "tumour", "tiles", "tile_xy_um")
+USUAL = (*MRI, "slide")
+FIELDS = {  # input to the tensors that are kept of it
+    **dict.fromkeys(MRI, ("mri", "mri_mask", "body", "tumour")),
+    "slide": ("tiles", "tile_xy_um"),
+    "ct": ("ct", "tumour_ct"),
+    "clinical": ("clinical", "clinical_mask"),
+}
 _encoder: TileEncoder | None = None  # one per worker process
 
 
@@ -55,6 +62,8 @@ def build(
     encoder: str,
     folder: Path,
     *,
+    wanted: Sequence[str] = USUAL,
+    schema: Schema = NO_SCHEMA,
     ignore_masks: bool = False,
     device: str = "cpu",
     workers: int | None = None,
@@ -62,25 +71,39 @@ def build(
     """Prepare what is not yet there; a case is prepared again when its files, the settings or the code of `prepare` change.
 
     Args:
-        encoder: file or name of the tile encoder.
+        encoder: file or name of the tile encoder; it is not looked for where no slide is wanted.
+        wanted: what the models read that will be trained on it.
+        schema: of the clinical values.
         workers: processes; None takes one per core, or one in all where the encoder runs on a GPU.
 
     Raises:
         BadCohort: cases cannot be prepared; every one is named with its reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    loaded = TileEncoder.load(encoder, device)
-    salt = json.dumps([code_of_prepare(), dataclasses.asdict(settings), loaded.weights_sha256, ignore_masks], sort_keys=True)
-    paths = [folder / f"{case.case_id}.{_key(case, salt, ignore_masks)}.safetensors" for case in cases]
+    wanted = _whole_modalities(wanted)
+    encoder = encoder if "slide" in wanted else ""
+    weights = TileEncoder.load(encoder, device).weights_sha256 if encoder else ""
+    made_of = [code_of_prepare(), dataclasses.asdict(settings), weights, ignore_masks]
+    if wanted != USUAL:
+        made_of += [wanted, schema.to_dict() if "clinical" in wanted else None]
+    salt = json.dumps(made_of, sort_keys=True)
+    paths = [folder / f"{case.case_id}.{_key(case, salt, wanted, ignore_masks)}.safetensors" for case in cases]
     missing = [(case, path) for case, path in zip(cases, paths, strict=True) if not _whole(path)]
     if missing:
-        failures = _prepare_all(missing, settings, encoder, ignore_masks, device, workers)
+        work = partial(_prepare_one, settings=settings, wanted=wanted, schema=schema, ignore_masks=ignore_masks)
+        failures = _prepare_all(missing, work, encoder, device, workers)
         if failures:
             listed = "; ".join(failures[:5]) + (f"; and {len(failures) - 5} more" if len(failures) > 5 else "")
             raise BadCohort(
                 f"{len(failures)} of {len(cases)} cases cannot be prepared: {listed}", "Mend or remove them; the others are kept."
             )
     return Cache(paths, cases)
+
+
+def _whole_modalities(wanted: Sequence[str]) -> tuple[str, ...]:
+    """In the house's order; with one volume of an MRI all of them, since grid and registration depend on all."""
+    seeing = any(name in MRI for name in wanted)
+    return tuple(name for name in INPUTS if name in wanted or (seeing and name in MRI))
 
 
 @cache
@@ -106,9 +129,8 @@ def sources() -> dict[str, str]:
 
 
 def _prepare_all(
-    missing: list[tuple[Case, Path]], settings: Preprocessing, encoder: str, ignore_masks: bool, device: str, workers: int | None
+    missing: list[tuple[Case, Path]], work: Callable[[Case, Path], str], encoder: str, device: str, workers: int | None
 ) -> list[str]:
-    work = partial(_prepare_one, settings=settings, ignore_masks=ignore_masks)
     count = workers or (1 if device.startswith("cuda") else os.cpu_count() or 1)
     # spawn: a forked copy of torch's or ITK's threads can hang
     with ProcessPoolExecutor(min(count, len(missing)), get_context("spawn"), _start, (encoder, device)) as pool:
@@ -119,28 +141,33 @@ def _prepare_all(
 def _start(encoder: str, device: str) -> None:
     global _encoder
     torch.set_num_threads(1)  # one process per core: more threads would only wait for each other
-    _encoder = TileEncoder.load(encoder, device)
+    _encoder = TileEncoder.load(encoder, device) if encoder else None
 
 
-def _prepare_one(case: Case, path: Path, *, settings: Preprocessing, ignore_masks: bool) -> str:
+def _prepare_one(case: Case, path: Path, *, settings: Preprocessing, wanted: Sequence[str], schema: Schema, ignore_masks: bool) -> str:
     try:
-        prepared = prepare(case, settings, _encoder, ignore_masks=ignore_masks)
+        prepared = prepare(case, settings, _encoder, wanted=wanted, schema=schema, ignore_masks=ignore_masks)
     except HARM3Error as error:
         return f"{case.case_id}: {error.message}"
-    tensors = {name: getattr(prepared, name) for name in FIELDS if getattr(prepared, name) is not None}
+    fields = dict.fromkeys(field for name in wanted for field in FIELDS[name])  # a slide alone has volumes of nothing beside it
+    tensors = {name: getattr(prepared, name) for name in fields if getattr(prepared, name) is not None}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
     temporary.replace(path)
     return ""
 
 
-def _key(case: Case, salt: str, ignore_masks: bool) -> str:
+def _key(case: Case, salt: str, wanted: Sequence[str], ignore_masks: bool) -> str:
     """Changes when a file's content or a setting does."""
-    names = [n for n in (*MRI, "slide", *(() if ignore_masks else MASKS)) if n in case.inputs]
+    read = (*(name for name in wanted if name != "clinical"), *(() if ignore_masks else MASKS))
     digest = hashlib.sha256(salt.encode())
-    for name in names:
+    for name in (name for name in read if name in case.inputs):
         for path in case.inputs[name]:
             digest.update(f"{name} {volume.sha256(path)} {case.slide_mpp}".encode())
+    if "ct" in wanted:
+        digest.update(repr(case.tumour_point_mm).encode())
+    if "clinical" in wanted:
+        digest.update(json.dumps(clinical.row_of(case), sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 

@@ -17,7 +17,7 @@ POWER = float(norm.ppf(0.8))
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two paired AUCs.
+    """Of two AUCs.
 
     Args:
         detectable: the smallest true difference that a test at 5 % would find in 80 % of studies of this size.
@@ -60,8 +60,18 @@ def auc_delong(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> 
 def paired(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -> Difference:
     """AUC of `other` minus that of `score`, both of the same cases; two-sided p."""
     areas, covariance = delong(label, score, other)
-    step = float(areas[1] - areas[0])
-    variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    return _difference(float(areas[1] - areas[0]), float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
+
+
+def unpaired(
+    label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], other_label: Int[np.ndarray, " M"], other_score: Float[np.ndarray, " M"]
+) -> Difference:
+    """AUC on other cases minus that on the first, of which no patient is among them; two-sided p."""
+    (first, one), (second, two) = delong(label, score), delong(other_label, other_score)
+    return _difference(float(second[0] - first[0]), float(one[0, 0] + two[0, 0]))
+
+
+def _difference(step: float, variance: float) -> Difference:
     spread = math.sqrt(max(variance, 0.0))
     z = step / spread if spread > 1e-12 else math.copysign(math.inf, step) if abs(step) > 1e-12 else 0.0  # no spread: the same order
     low, high = step - Z * spread, step + Z * spread

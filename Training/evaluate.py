@@ -136,6 +136,8 @@ def long_table(results: dict[str, Any]) -> list[dict[str, Any]]:
         found += tables.rows_of("failures", row["case_id"], {k: v for k, v in row.items() if k != "others"})
     for row in results.get("methods", ()):
         found += tables.rows_of("methods", row["run"], row)
+    for row in results.get("planned", ()):
+        found += tables.rows_of("planned", f"{row['run']} - {row['reference']} {row['where']}", row)
     if results["external"]:
         found += tables.rows_of("external", results["external"]["run"], results["external"])
     return found

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pkgutil import iter_modules
 from typing import Any, Literal
 
+from HARM3Logic.clinical import Schema
 from HARM3Logic.errors import BadOption
-from HARM3Logic.prepare import Preprocessing
+from HARM3Logic.models.lora import LoraSettings
+from HARM3Logic.prepare import NO_SCHEMA, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,9 @@ class Augmentation:
         flip: probability of a left-right flip.
         shift: largest shift in voxels, D H W.
         scale, offset: spread of a factor on, and an addition to, each volume's intensities.
-        drop_volume, drop_slide: probability that an input is withheld, so that the model learns to do without.
+        drop_volume, drop_slide, drop_ct, drop_row: probability that an input is withheld, so that the model learns to do without; the row
+            of clinical values only where there is a CT, and the CT only where there is a row.
+        drop_value: probability that a clinical value is told as unknown.
         drop_tiles: probability that a tile is withheld (never all): few labels teach attention over whole bags little but their noise.
     """
 
@@ -30,6 +34,9 @@ class Augmentation:
     drop_volume: float = 0.1
     drop_slide: float = 0.1
     drop_tiles: float = 0.0
+    drop_ct: float = 0.1
+    drop_row: float = 0.1
+    drop_value: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,13 @@ class Experiment:
     Args:
         model: name in `MODELS`.
         config: its config.
+        schema: of the clinical values the model reads.
         ignore_masks: train on the body-centred crop although masks exist.
         warm_up: share of all steps in which the learning rate rises.
         kl_warm_up: share of all steps in which the KL term rises from 0.
         average: decay of the running mean of the weights that is evaluated and kept; 0 keeps the last weights.
-        mask_epochs: first epochs, in which the trunk learns from tumour masks alone.
+        mask_epochs: first epochs, in which the trunk learns from tumour masks and the LD-VAE from eqs. 4 and 5, without response labels:
+            decoded by an untrained VAE, tokens lose more than fusion can learn to make up for from few labels (measured: RESULTS.md).
         mask_learning_rate: rate in those epochs.
         frozen_epochs: epochs after those in which the trunk stays as it is; fusion learns from few labels only on features that
             do not move (measured: RESULTS.md). The remaining epochs train everything.
@@ -55,6 +64,8 @@ class Experiment:
         positive_weight: factor on a responder's loss; 0 takes the training cases' non-responders per responder.
         balanced_sampler: draw cases with replacement so that both labels come equally often.
         patience: epochs without a better inner-validation loss before stopping; 0 never stops.
+        pretrained: file of a pretrained trunk (Training.pretrain) to start from; empty starts from nothing.
+        lora: low-rank updates learn in place of the trunk's weights, which stay as they were pretrained.
     """
 
     model: str
@@ -62,6 +73,7 @@ class Experiment:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     augmentation: Augmentation = field(default_factory=Augmentation)
     tile_encoder: str = "default"
+    schema: Schema = NO_SCHEMA
     ignore_masks: bool = False
     epochs: int = 200
     batch_size: int = 8
@@ -84,6 +96,8 @@ class Experiment:
     balanced_sampler: bool = False
     folds: int = 5
     seed: int = 0
+    pretrained: str = ""
+    lora: LoraSettings | None = None
 
 
 def find(name: str) -> Experiment:

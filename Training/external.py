@@ -1,17 +1,18 @@
-"""Locked cases are judged once, by one model: a ledger beside their table says by which."""
+"""Locked cases are judged once, by one model or by several named together: a ledger beside their table says by which."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from HARM3Logic.card import read_header
 from HARM3Logic.case import Case, write_text
@@ -59,39 +60,80 @@ def evaluate(cohort: Path, folder: Path, run: Run | None, out: Path, predict: Pr
         BadCohort: the table changed since then, a case lacks its label, or a patient was learned from.
     """
     path = model_of(folder)
-    model, table, ledger = _sha256(path), _sha256(cohort), ledger_of(cohort)
+    model = _sha256(path)
     cases = _locked(read_cohort(cohort), run)
-    if ledger.is_file():
-        book = json.loads(ledger.read_text(encoding="utf-8"))
-        if book["model_sha256"] != model:
-            raise BadOption(
-                f"the locked cases of {str(cohort)!r} were opened on {book['opened'][:10]} for the model {book['model_sha256'][:12]}; "
-                f"this is the model {model[:12]}, and they may judge one model only.",
-                "Report the first result, or collect new cases for the new model.",
-            )
-        if book["cohort_sha256"] != table:
-            raise BadCohort(
-                f"the table {str(cohort)!r} changed after its locked cases were opened on {book['opened'][:10]}.",
-                "Restore it as it was then.",
-            )
-    else:
-        opened = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        book = {
-            "model_sha256": model,
-            "cohort_sha256": table,
-            "opened": opened,
-            "run": folder.resolve().name,
-            "predictions": {},
-            "failures": [],
-        }
-        _write(ledger, book)  # before the first case is predicted: a stopped run has opened them too
-    if any(case.case_id not in book["predictions"] for case in cases):
+    book = _opened(cohort, {model: folder.resolve().name})
+    own = book["models"][model]
+    if any(case.case_id not in own["predictions"] for case in cases):
         work = predict or partial(_predict, ignore_masks=bool(read_experiment(folder).get("ignore_masks")))
         rows, failures = work(cases, path, out / "external")
         kept = {name: {key: row[key] for key in ("probability", "decision")} for name, row in rows.items()}
-        book |= {"predictions": {**kept, **book["predictions"]}, "failures": failures}  # what was predicted once stays
-        _write(ledger, book)
-    return {**_figures(cases, book, path), "ledger": ledger.name, "run": folder.resolve().name, "trained_apart": run is not None}
+        own |= {"predictions": {**kept, **own["predictions"]}, "failures": failures}  # what was predicted once stays
+        _write(ledger_of(cohort), book)
+    about = {"model_sha256": model, "cohort_sha256": book["cohort_sha256"], "opened": book["opened"], "models": len(book["models"])}
+    return {
+        **about, **_figures(cases, own, path), "ledger": ledger_of(cohort).name, "run": folder.resolve().name,
+        "trained_apart": run is not None,
+    }  # fmt: skip
+
+
+def register(cohort: Path, runs: Sequence[Run]) -> None:
+    """Open locked cases for several models at once: all are named before the first case is predicted, and none can be added.
+
+    Raises:
+        BadOption, BadCohort: as `evaluate` does.
+    """
+    for run in runs:
+        _locked(read_cohort(cohort), run)
+    _opened(cohort, {_sha256(model_of(run.path)): run.name for run in runs})
+
+
+def judged(cohort: Path, run: Run) -> tuple[tuple[Case, ...], Float[np.ndarray, " N"]]:
+    """The locked cases that the model of a run has judged, and its probabilities."""
+    book = _read(ledger_of(cohort))["models"][_sha256(model_of(run.path))]["predictions"]
+    done = tuple(case for case in _locked(read_cohort(cohort), run) if case.case_id in book)
+    return done, np.array([book[case.case_id]["probability"] for case in done], dtype=float)
+
+
+def _opened(cohort: Path, models: Mapping[str, str]) -> dict[str, Any]:
+    """The ledger of a cohort, begun now if there is none.
+
+    Args:
+        models: hash of each model that is to judge, to the name of its run.
+    """
+    ledger, table = ledger_of(cohort), _sha256(cohort)
+    if not ledger.is_file():
+        begun = {
+            "cohort_sha256": table,
+            "opened": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "models": {model: {"run": name, "predictions": {}, "failures": []} for model, name in models.items()},
+        }
+        _write(ledger, begun)  # before the first case is predicted: a stopped run has opened them too
+    book = _read(ledger)
+    known = book["models"]
+    other = next((model for model in models if model not in known), None)
+    if other is not None:
+        several = len(known) > 1
+        named = ", ".join(model[:12] for model in known)
+        raise BadOption(
+            f"the locked cases of {str(cohort)!r} were opened on {book['opened'][:10]} for the model{'s' * several} {named}; "
+            f"this is the model {other[:12]}, and they may judge {'those models' if several else 'one model'} only.",
+            "Report the first result, or collect new cases for the new model.",
+        )
+    if book["cohort_sha256"] != table:
+        raise BadCohort(
+            f"the table {str(cohort)!r} changed after its locked cases were opened on {book['opened'][:10]}.",
+            "Restore it as it was then.",
+        )
+    return book
+
+
+def _read(ledger: Path) -> dict[str, Any]:
+    book: dict[str, Any] = json.loads(ledger.read_text(encoding="utf-8"))
+    if "models" not in book:  # written when a ledger named one model
+        own = {key: book.pop(key) for key in ("run", "predictions", "failures")}
+        book["models"] = {book.pop("model_sha256"): own}
+    return book
 
 
 def _locked(cases: Sequence[Case], run: Run | None) -> tuple[Case, ...]:
@@ -121,14 +163,13 @@ def _predict(cases: Sequence[Case], path: Path, out: Path, *, ignore_masks: bool
         return {row["case_id"]: {**row, "probability": float(row["probability"])} for row in csv.DictReader(file)}, failures
 
 
-def _figures(cases: Sequence[Case], book: dict[str, Any], path: Path) -> dict[str, Any]:
-    done = [case for case in cases if case.case_id in book["predictions"]]
+def _figures(cases: Sequence[Case], own: dict[str, Any], path: Path) -> dict[str, Any]:
+    done = [case for case in cases if case.case_id in own["predictions"]]
     label = np.array([case.label for case in done], dtype=int)
-    probability = np.array([book["predictions"][case.case_id]["probability"] for case in done], dtype=float)
+    probability = np.array([own["predictions"][case.case_id]["probability"] for case in done], dtype=float)
     threshold = float(read_header(path).get("threshold", 0.5))
     found: dict[str, Any] = {
-        "model_sha256": book["model_sha256"], "cohort_sha256": book["cohort_sha256"], "opened": book["opened"], "threshold": threshold,
-        "cases": len(done), "responders": int(label.sum()), "failures": book["failures"],
+        "threshold": threshold, "cases": len(done), "responders": int(label.sum()), "failures": own["failures"]
     }  # fmt: skip
     if 0 < label.sum() < len(label):
         patient = [case.patient_id or f"case {case.case_id}" for case in done]
@@ -139,8 +180,15 @@ def _figures(cases: Sequence[Case], book: dict[str, Any], path: Path) -> dict[st
             "at_half": metrics.decisions(label, probability >= 0.5, weights),
             "at_threshold": metrics.decisions(label, probability >= threshold, weights),
             "calibration": calibration.summary(label, probability, weights),
+            "by_centre": by_centre(done, probability),
         }
     return found
+
+
+def by_centre(cases: Sequence[Case], probability: Float[np.ndarray, " N"]) -> dict[str, metrics.Estimate]:
+    """AUC in each centre."""
+    centre, label = np.array([case.centre for case in cases]), np.array([case.label for case in cases], dtype=int)
+    return {name: auc_delong(label[centre == name], probability[centre == name]) for name in sorted(set(centre.tolist()))}
 
 
 def _write(ledger: Path, book: dict[str, Any]) -> None:

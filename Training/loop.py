@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.errors import HARM3Error
-from HARM3Logic.models import MODELS
-from Training import feed, optimisers
+from Training import feed, optimisers, start
 from Training.augment import augment
 from Training.cache import Cache
 from Training.experiment import Experiment
@@ -85,13 +84,12 @@ def train(
     fabric.barrier()
     if experiment.patience:
         trainee.judged.load_state_dict(torch.load(out / "best.pt", map_location=fabric.device, weights_only=True))
-    return trainee.judged.eval()
+    return start.finished(experiment, trainee.judged).eval()
 
 
 def new_trainee(experiment: Experiment, cache: Cache, rows: Sequence[int], fabric: Fabric) -> tuple[Trainee, float]:
     """The fresh model with all that trains it, and the weight of a responder in the inner-validation loss."""
-    torch.manual_seed(experiment.seed)
-    model = MODELS[experiment.model](experiment.config).to(fabric.device)
+    model = start.new_model(experiment, cache, rows).to(fabric.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(experiment.average), use_buffers=True) if experiment.average else None
     optimiser = optimisers.build(experiment, model)
     trained, chosen_by = _positive_weights(experiment, cache, rows)

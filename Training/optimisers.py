@@ -15,9 +15,11 @@ MOMENTUM = 0.9
 
 
 def build(experiment: Experiment, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of all parameters; a group's `factor` multiplies its learning rate."""
+    """The optimiser of all parameters that learn; a group's `factor` multiplies its learning rate."""
     slow, fast = [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         (fast if name.startswith(experiment.tenfold) else slow).append(parameter)
     groups = [{"params": slow, "factor": 1.0}] + ([{"params": fast, "factor": 10.0}] if fast else [])
     rate, decay = experiment.learning_rate, experiment.weight_decay

@@ -9,6 +9,7 @@ of a cohort named by --never may be among the crops.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -31,13 +32,15 @@ from HARM3Logic.case import write_text
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.device import choose
 from HARM3Logic.errors import BadCheckpoint, BadOption, HARM3Error
+from HARM3Logic.models import ct_clinical
 from HARM3Logic.models.mae3d import MAE3D, MAEConfig
-from HARM3Logic.models.vit3d import ViTConfig, ViTTrunk, load_trunk
+from HARM3Logic.models.vit3d import ViTTrunk, load_trunk
 from HARM3Logic.prediction import writable
 from HARM3Logic.prepare import Preprocessing
 from Training.crops import Crops, cases_of_folder, read_crops, refuse_shared
 
 TARGET = "trunk.safetensors"
+PATIENTS = "patients_sha256"  # in the file of a trunk: whom it has seen, without their names
 SHOWN = 4  # crops in a picture
 HELD_OUT = 0.1  # share of the crops that only measure
 
@@ -63,11 +66,10 @@ class Recipe:
     seed: int = 0
 
 
-COMPACT = ViTConfig(volume_shape=(16, 48, 48), patch=(4, 8, 8), width=96, heads=4, layers=4, hidden=192)
 RECIPES = {
     "paper": Recipe(),  # learning rate and decay of He et al. 2022; the GIST abstract gives none
     "compact": Recipe(
-        MAEConfig(COMPACT, width=64, heads=4, layers=2, hidden=128),
+        MAEConfig(ct_clinical.compact().trunk, width=64, heads=4, layers=2, hidden=128),
         Preprocessing(shape=(16, 48, 48), spacing_mm=(8.0, 3.0, 3.0)),
         epochs=100,
         batch_size=16,
@@ -108,8 +110,15 @@ def pretrain(recipe: Recipe, crops: Crops, out: Path, device: torch.device) -> P
         if epoch % recipe.picture_every == 0 or epoch == recipe.epochs - 1:
             show = held[:SHOWN] if len(held) else train[:SHOWN]
             draw(model, _take(crops.array, show, device), writable(out / "pictures") / f"epoch-{epoch:04d}.png")
-    write_trunk(out / TARGET, model.trunk, {"crops": len(crops.array), "patients": len(set(crops.patients)), **rows[-1]})
+    seen = sorted(set(crops.patients))
+    told = {"crops": len(crops.array), "patients": len(seen), **rows[-1], PATIENTS: [pseudonym(name) for name in seen]}
+    write_trunk(out / TARGET, model.trunk, told)
     return out / TARGET
+
+
+def pseudonym(patient: str) -> str:
+    """By which a patient is known again without the name."""
+    return hashlib.sha256(patient.encode()).hexdigest()[:16]
 
 
 def _epoch(
@@ -188,12 +197,9 @@ def load_pretrained(trunk: ViTTrunk, path: Path) -> dict[str, Any]:
     Raises:
         BadCheckpoint: the file is none of ours, or of a trunk of another shape.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})["harm3_trunk"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise BadCheckpoint(f"{str(path)!r} is no pretrained trunk ({error!r}).", "Give the trunk.safetensors of a pretraining.") from error
+    told = about(path)
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     plain = json.loads(json.dumps(asdict(trunk.config)))
     differ = [key for key, value in plain.items() if told["config"].get(key) != value and key != "dropout"]
     if differ:
@@ -203,6 +209,20 @@ def load_pretrained(trunk: ViTTrunk, path: Path) -> dict[str, Any]:
         )
     load_trunk(trunk, weights, path.name)
     return dict(told["training"])
+
+
+def about(path: Path) -> dict[str, Any]:
+    """The `config` of a pretrained trunk, and its `training`.
+
+    Raises:
+        BadCheckpoint: the file is none of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: dict[str, Any] = json.loads((file.metadata() or {})["harm3_trunk"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise BadCheckpoint(f"{str(path)!r} is no pretrained trunk ({error!r}).", "Give the trunk.safetensors of a pretraining.") from error
+    return found
 
 
 def _same(path: Path, recipe: Recipe, crops: Crops) -> None:
@@ -228,6 +248,26 @@ def _save(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def run(recipe: Recipe, folder: Path | None, cohort: Path | None, out: Path, never: Sequence[Path], device: str) -> Path:
+    """Pretrain on a folder of crops or on the tumours of a cohort; the trunk's file.
+
+    Args:
+        never: cohorts whose patients are refused.
+    """
+    if folder is None and cohort is None:
+        raise BadOption("there is nothing to pretrain on.", "Give a folder of crops or a cohort.")
+    cases = cases_of_folder(folder) if folder else read_cohort(cohort or "")
+    refuse_shared(cases, never)
+    chosen = choose(device)
+    if chosen.type == "cpu":
+        torch.set_flush_denormal(True)  # denormals slow a CPU down many times
+    crops = read_crops(cases, recipe.preprocessing, writable(out), middle=folder is not None)
+    print(f"{len(crops.array)} crops of {len(set(crops.patients))} patients")
+    made = pretrain(recipe, crops, out, chosen)
+    print(made)
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m Training.pretrain", description=(__doc__ or "").split("\n\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
@@ -245,14 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if asked.epochs < 1:
                 raise BadOption(f"--epochs is {asked.epochs}; at least 1 is wanted.", "Correct it.")
             recipe = replace(recipe, epochs=asked.epochs)
-        cases = cases_of_folder(asked.crops) if asked.crops else read_cohort(asked.cohort)
-        refuse_shared(cases, asked.never)
-        device = choose(asked.device)
-        if device.type == "cpu":
-            torch.set_flush_denormal(True)  # denormals slow a CPU down many times
-        out = writable(asked.out)
-        crops = read_crops(cases, recipe.preprocessing, out, middle=asked.crops is not None)
-        print(f"{len(crops.array)} crops of {len(set(crops.patients))} patients: {pretrain(recipe, crops, out, device)}")
+        run(recipe, asked.crops, asked.cohort, asked.out, asked.never, asked.device)
     except HARM3Error as error:
         print(error, file=sys.stderr)
         return 2

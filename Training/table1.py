@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from HARM3Logic.case import Case, write_text
+from HARM3Logic.case import INPUTS, MRI, Case, write_text
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.device import choose
 from HARM3Logic.errors import BadOption, HARM3Error
 from HARM3Logic.prediction import writable
 from Training import cache as caching
-from Training import cost, evaluate, page, published, side_by_side, train
+from Training import cost, evaluate, page, published, side_by_side, start, train
 from Training.experiment import Experiment, find
 from Training.folds import Split
 from Training.runs import Run, read_runs
@@ -74,50 +74,81 @@ def train_all(
     out: Path,
     places: Sequence[tuple[str, int]],
     external: Sequence[str] = (),
+    *,
+    whole: bool = False,
+    costs: bool = True,
 ) -> dict[str, str]:
     """Train and measure what is not there yet; label to the reason of each that failed.
 
     Args:
         experiments: label to name and recipe.
         places: device and threads of each process, as `side_by_side.slots` gives them.
+        whole: train a model of all cases beside the folds.
+        costs: measure, too.
 
     Raises:
-        BadCohort: cases cannot be prepared.
+        BadOption, BadCohort: a recipe contradicts itself, or cases cannot be prepared.
     """
     cases = read_cohort(cohort)
+    wanted = shared([experiment for _, experiment in experiments.values()], cases)
     for _, experiment in experiments.values():  # once, and not in each of several processes
-        _tensors(cases, experiment, out, external, places[0][0])
+        start.check(experiment)
+        _tensors(cases, experiment, out, external, places[0][0], wanted)
     trainings, measurements = [], []
     for label, (name, experiment) in experiments.items():
         log = out / "logs" / f"{label}.log" if len(places) > 1 else None
-        trainings.append(Job(label, _train, (experiment, name, cohort, out, label, tuple(external)), log))
-        measurements.append(Job(label, _measure, (experiment, cohort, out, label, tuple(external)), log))
+        trainings.append(Job(label, _train, (experiment, name, cohort, out, label, tuple(external), wanted, whole), log))
+        measurements.append(Job(label, _measure, (experiment, cohort, out, label, tuple(external), wanted), log))
     failed = side_by_side.run(trainings, places)
     # one at a time: what is timed must not share its cores
-    return failed | side_by_side.run([job for job in measurements if job.name not in failed], places[:1])
+    return failed | side_by_side.run([job for job in measurements if costs and job.name not in failed], places[:1])
 
 
-def _train(device: str, experiment: Experiment, name: str, cohort: Path, out: Path, label: str, external: Sequence[str]) -> None:
+def shared(experiments: Sequence[Experiment], cases: Sequence[Case]) -> tuple[str, ...]:
+    """What is prepared for all of them at once; where there is MRI, all volumes and the slide, for rows that are trained later."""
+    read = {name for experiment in experiments for name in start.inputs(experiment)}
+    if read & set(caching.USUAL) and any(name in case.inputs for case in cases for name in MRI):
+        read |= set(caching.USUAL)
+    return tuple(name for name in INPUTS if name in read)
+
+
+def _train(
+    device: str,
+    experiment: Experiment,
+    name: str,
+    cohort: Path,
+    out: Path,
+    label: str,
+    external: Sequence[str],
+    wanted: Sequence[str] = caching.USUAL,
+    whole: bool = False,
+) -> None:
     place = out / "runs" / label
     print(f"{label}: {name} on {device}")
-    train.run(experiment, name, cohort, place, None, False, device, 1, external=external, cache=out / "cache")
+    for every in (False, True) if whole else (False,):
+        train.run(experiment, name, cohort, place, None, every, device, 1, external=external, cache=out / "cache", wanted=wanted)
 
 
-def _measure(device: str, experiment: Experiment, cohort: Path, out: Path, label: str, external: Sequence[str]) -> None:
+def _measure(
+    device: str,
+    experiment: Experiment,
+    cohort: Path,
+    out: Path,
+    label: str,
+    external: Sequence[str],
+    wanted: Sequence[str] = caching.USUAL,
+) -> None:
     place = out / "runs" / label
     if not cost.measured(place):
-        tensors, splits = _tensors(read_cohort(cohort), experiment, out, external, device)
+        tensors, splits = _tensors(read_cohort(cohort), experiment, out, external, device, wanted)
         cost.measure(experiment, tensors, splits, place, device)
 
 
 def _tensors(
-    cases: Sequence[Case], experiment: Experiment, out: Path, external: Sequence[str], device: str
+    cases: Sequence[Case], experiment: Experiment, out: Path, external: Sequence[str], device: str, wanted: Sequence[str]
 ) -> tuple[caching.Cache, list[Split]]:
     inside, splits = train.partition(cases, experiment, False, external, False)
-    kind = choose(device).type
-    masks = experiment.ignore_masks
-    found = caching.build(inside, experiment.preprocessing, experiment.tile_encoder, out / "cache", ignore_masks=masks, device=kind)
-    return found, splits
+    return train.prepared(inside, experiment, out / "cache", choose(device).type, wanted=wanted), splits
 
 
 def tabulate(out: Path, labels: Sequence[str]) -> dict[str, Any]:

@@ -105,10 +105,13 @@ def sees(run: Run) -> dict[str, Any]:
 
 def compare(runs: Sequence[Run], reference: Run) -> list[Figures]:
     """Each run against the reference on the same cases: paired DeLong with Holm's and Benjamini-Hochberg's p, and over the folds."""
+    return compare_pairs([(run, reference) for run in runs if run is not reference])
+
+
+def compare_pairs(pairs: Sequence[tuple[Run, Run]]) -> list[Figures]:
+    """Each first run against its second on the same cases, corrected for the number of pairs."""
     rows = []
-    for run in runs:
-        if run is reference:
-            continue
+    for run, reference in pairs:
         found = paired(reference.label, reference.probability, run.probability)
         steps = [b["auc"].value - a["auc"].value for a, b in zip(_aucs(reference), _aucs(run), strict=True)]
         mean, score, p = over_folds(steps, *_sizes(run))

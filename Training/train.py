@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,28 +21,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from HARM3Logic import __version__, checkpoint
-from HARM3Logic.case import Case, write_text
-from HARM3Logic.checkpoint import Calibration, Card
+from HARM3Logic import checkpoint
+from HARM3Logic.case import Case
+from HARM3Logic.clinical import read_schema
 from HARM3Logic.cohort import read_cohort, write_cohort
 from HARM3Logic.errors import BadOption, HARM3Error
 from HARM3Logic.familiarity import learn
 from HARM3Logic.prediction import writable
-from HARM3Logic.tile_encoder import TileEncoder
 from Training import cache as caching
-from Training import metrics
+from Training import metrics, start
 from Training.cache import Cache
 from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.folds import Split, folds, whole
 from Training.judgement import Rule, calibrate, logits_without, prediction_rows, write_without
 from Training.loop import logits, train
+from Training.record import card_of, provenance, same_experiment
 from Training.runs import WITHOUT
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-INTENDED_USE = "Research on treatment response. Not for clinical use."
 
 
 def run(
@@ -62,6 +58,7 @@ def run(
     tensorboard: bool = False,
     shuffle: int | None = None,
     cache: Path | None = None,
+    wanted: Sequence[str] | None = None,
 ) -> None:
     """Train the asked folds (all of them by default) or one model on every case.
 
@@ -71,27 +68,56 @@ def run(
         tensorboard: write the losses for TensorBoard, too.
         shuffle: seed with which labels are dealt out anew among the cases, for a leak check.
         cache: folder of prepared cases, which several runs may share; None takes `out`'s own.
+        wanted: the inputs that are prepared, where runs of several models share the cache; None takes what this model reads.
+
+    Raises:
+        BadOption, BadCohort: the settings or the cases cannot be used, or another run lies in the folder.
     """
+    start.check(experiment)
     fabric = open_fabric(str(device))
-    cases, found = partition(shuffled(read_cohort(cohort), shuffle), experiment, every, external, by_centre)
+    everyone = shuffled(read_cohort(cohort), shuffle)
+    start.refuse_pretrained_patients(experiment, everyone)
+    cases, found = partition(everyone, experiment, every, external, by_centre)
     splits = [("whole" if split.number is None else f"fold-{split.number}", split) for split in found]
     splits = [(label, split) for label, split in splits if fold in (None, split.number)]
     if not splits:
         raise BadOption(f"fold {fold} does not exist; there are {', '.join(str(s.number) for s in found)}.", "Correct --fold.")
     if fabric.is_global_zero:
-        settings = {"name": name, "cohort": cohort.name, "external": sorted(external), "by_centre": by_centre, "shuffle_labels": shuffle}
-        _same_experiment(writable(out) / "experiment.json", settings, experiment)
+        settings: dict[str, Any] = {
+            "name": name, "cohort": cohort.name, "external": sorted(external), "by_centre": by_centre, "shuffle_labels": shuffle
+        }  # fmt: skip
+        settings |= start.provenance(experiment)
+        same_experiment(writable(out) / "experiment.json", settings, experiment)
     with fabric.rank_zero_first():  # the others find everything prepared
-        tensors = caching.build(
-            cases, experiment.preprocessing, experiment.tile_encoder, cache or out / "cache",
-            ignore_masks=experiment.ignore_masks, device=fabric.device.type, workers=workers,
-        )  # fmt: skip
+        tensors = prepared(cases, experiment, cache or out / "cache", fabric.device.type, workers, wanted)
     told = name if shuffle is None else f"{name} on shuffled labels (seed {shuffle})"
     for label, split in splits:
         if tensorboard:
             finish(experiment, told, tensors, split, out / label, fabric, _board(out / "tensorboard" / label, fabric))
         else:
             finish(experiment, told, tensors, split, out / label, fabric)
+
+
+def prepared(
+    cases: Sequence[Case],
+    experiment: Experiment,
+    folder: Path,
+    device: str = "cpu",
+    workers: int | None = None,
+    wanted: Sequence[str] | None = None,
+) -> Cache:
+    """The cases as the experiment's model sees them.
+
+    Args:
+        wanted: as in `run`.
+
+    Raises:
+        BadCohort: cases cannot be prepared.
+    """
+    return caching.build(
+        cases, experiment.preprocessing, experiment.tile_encoder, folder, wanted=start.inputs(experiment) if wanted is None else wanted,
+        schema=experiment.schema, ignore_masks=experiment.ignore_masks, device=device, workers=workers,
+    )  # fmt: skip
 
 
 def shuffled(cases: Sequence[Case], seed: int | None) -> tuple[Case, ...]:
@@ -115,29 +141,6 @@ def partition(
     place = {k: n for n, k in enumerate(inside)}
     moved = [Split(*(tuple(place[k] for k in part) for part in (split.train, split.choose, split.judge)), split.number) for split in found]
     return tuple(cases[k] for k in inside), moved
-
-
-def _same_experiment(path: Path, settings: dict[str, Any], experiment: Experiment) -> None:
-    """Refuse a folder of other settings; one that was written before a setting existed has its default."""
-    plain = json.loads(json.dumps({**settings, **dataclasses.asdict(experiment)}))
-    if path.is_file():
-        older = {"external": [], "by_centre": False, "shuffle_labels": None}
-        before = _completed({**older, **json.loads(path.read_text())}, experiment)
-        differ = [key for key in {**before, **plain} if before.get(key) != plain.get(key)]
-        if differ:
-            raise BadOption(
-                f"{str(path.parent)!r} holds a run of other settings ({', '.join(differ)}).", "Choose another --out or remove it."
-            )
-    write_text(path, json.dumps(plain, indent=2))
-
-
-def _completed(before: dict[str, Any], now: Any) -> dict[str, Any]:
-    """What was written of a dataclass, with the defaults of fields it did not have then."""
-    added = {f.name: json.loads(json.dumps(f.default)) for f in dataclasses.fields(now) if f.default is not dataclasses.MISSING}
-    nested = {
-        name: _completed(value, getattr(now, name)) for name, value in before.items() if dataclasses.is_dataclass(getattr(now, name, None))
-    }
-    return {**added, **before, **nested}
 
 
 def _board(folder: Path, fabric: Fabric) -> Callable[[dict[str, Any]], None]:
@@ -178,6 +181,8 @@ def finish(
         if split.judge and fabric.is_global_zero and not any(out.glob(f"{WITHOUT}*.csv")):
             _without_inputs(checkpoint.load(out / "checkpoint.safetensors", fabric.device), tensors, split, out, fabric)
         return
+    if experiment.lora is not None:
+        fabric.print(f"{out.name}: {start.learning(experiment)}")
     model = checkpoint.half(train(experiment, tensors, split, out, fabric, on_epoch))
     if not fabric.is_global_zero:
         return
@@ -192,7 +197,7 @@ def finish(
         without = logits_without(model, tensors, split.judge, judged, fabric.device)
         write_without(out, _of(tensors, split.judge), without, calibration, rule)
     write_cohort(out / "predictions.csv", table)
-    card = _card(experiment, model, calibration, rule, _provenance(name, tensors.cases, split, found, experiment))
+    card = card_of(experiment, model, calibration, rule, provenance(name, tensors.cases, split, found, experiment))
     familiarity = learn(tensors[k] for k in split.train)
     checkpoint.save(out / "checkpoint.safetensors", model.cpu(), card, familiarity)
     print(f"{out.name}: " + ", ".join(f"{key} {metrics.Estimate(**value)}" for key, value in found.items()))
@@ -209,44 +214,6 @@ def _of(cache: Cache, rows: Sequence[int]) -> list[Case]:
     return [cache.cases[k] for k in rows]
 
 
-def _card(experiment: Experiment, model: torch.nn.Module, calibration: Calibration, rule: Rule, training: dict[str, object]) -> Card:
-    encoder = TileEncoder.load(experiment.tile_encoder)
-    return Card(
-        model=experiment.model,
-        config=dataclasses.asdict(experiment.config),
-        preprocessing=experiment.preprocessing,
-        inputs=tuple(model.inputs()),  # type: ignore[operator]
-        intended_use=INTENDED_USE,
-        tile_encoder={"name": encoder.entry.name, "weights_sha256": encoder.weights_sha256},
-        calibration=calibration,
-        threshold=rule.threshold,
-        uncertain_zone=rule.zone,
-        training=training,
-    )
-
-
-def _provenance(name: str, cases: Sequence[Case], split: Split, found: dict[str, object], experiment: Experiment) -> dict[str, object]:
-    synthetic = all((path.parent / "phantom.json").is_file() for case in cases for path in case.inputs.get("t1_pre", ()))
-    return {
-        "experiment": name,
-        "synthetic": synthetic,
-        "data": "trained on synthetic phantoms" if synthetic else "trained on the cohort of its makers",
-        "cohort_size": len(cases),
-        "responders": sum(case.label or 0 for case in cases),
-        "cases": {"train": len(split.train), "choose": len(split.choose), "judge": len(split.judge)},
-        "epochs": experiment.epochs,
-        "seed": experiment.seed,
-        **found,
-        "code": {"version": __version__, "commit": _commit()},
-    }
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parents[1]
-    asked = subprocess.run(["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return asked.stdout.strip() or "unknown"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     about = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser("python -m Training.train", description=about[0], epilog=about[-1])
@@ -259,14 +226,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--external", action="append", default=[], metavar="CENTRE", help="a centre that only Training.evaluate may open")
     parser.add_argument("--by-centre", action="store_true", help="one fold for each centre")
     parser.add_argument("--tensorboard", action="store_true", help="write the losses for TensorBoard, too")
+    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="trunk to start from (Training.pretrain)")
+    parser.add_argument("--schema", type=Path, metavar="FILE", help="clinical variables (JSON or TOML) in place of the experiment's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
     parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="leak check: nothing can be learned, the AUC must be 0.5")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of prepared cases, to share between runs (default: in --out)")
     parser.add_argument("--workers", type=int, help="processes that prepare cases (default: one per core)")
     asked = parser.parse_args(arguments)
     try:
+        experiment = find(asked.experiment)
+        if asked.schema:
+            experiment = start.with_schema(experiment, read_schema(asked.schema))
+        if asked.pretrained:
+            experiment = dataclasses.replace(experiment, pretrained=str(asked.pretrained))
         run(
-            find(asked.experiment), asked.experiment, asked.cohort, asked.out, asked.fold, asked.whole, asked.device, asked.workers,
+            experiment, asked.experiment, asked.cohort, asked.out, asked.fold, asked.whole, asked.device, asked.workers,
             external=asked.external, by_centre=asked.by_centre, tensorboard=asked.tensorboard,
             shuffle=asked.shuffle_labels, cache=asked.cache,
         )  # fmt: skip

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from HARM3Logic.errors import BadOption
@@ -50,6 +48,8 @@ def adapt(trunk: nn.Module, settings: LoraSettings = LoraSettings()) -> Share:
     Raises:
         BadOption: the rank is no rank, or the trunk has no such layers.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # takes seconds and is needed by those who adapt alone
+
     names = [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear) and name.endswith(settings.layers)]
     if settings.rank < 1 or not names:
         raise BadOption(
@@ -69,6 +69,8 @@ def share(model: nn.Module) -> Share:
 
 def merge(model: nn.Module) -> nn.Module:
     """The model with its updates added to the weights and every LoRA layer an ordinary one again, in place; all parameters can learn."""
+    from peft.tuners.lora import LoraLayer
+
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge(safe_merge=True)
