@@ -23,7 +23,9 @@ LAYERS = (
     ("image_file",),
     ("registration",),
     ("volume",),
-    ("stack",),
+    ("stack", "geojson"),
+    ("picture",),
+    ("slide_view",),
     ("report",),  # of plain values: it knows nothing of models and predictions
     ("prediction",),
     ("tissue",),
@@ -31,8 +33,10 @@ LAYERS = (
     ("slide_file",),
     ("tile_reader",),
     ("slide",),
+    ("viewer",),
     ("check",),  # reads volumes and slides, and no model
-    ("device",),
+    ("device", "encoders", "stain"),
+    ("encoder_weights", "foreign_encoder"),
     ("tile_encoder", "feature_file"),
     ("features",),
     ("phantom_mri", "phantom_slide"),
@@ -62,7 +66,7 @@ LAYERS = (
     ("checkpoint", "explain"),
     ("predict", "import_weights"),
     ("predict_cohort",),
-    ("worker",),
+    ("worker", "features_command"),
     ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -71,8 +75,10 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "SimpleITK": ("HARM3Logic/image_file.py", "HARM3Logic/registration.py", "HARM3Logic/volume.py"),
     "openslide": ("HARM3Logic/slide_file.py",),
-    "timm": ("HARM3Logic/tile_encoder.py", "HARM3Logic/models/vit3d.py", "Training/optimisers.py"),
+    "timm": ("HARM3Logic/encoder_weights.py", "HARM3Logic/models/vit3d.py", "Training/optimisers.py"),
     "h5py": ("HARM3Logic/feature_file.py",),
+    "torchstain": ("HARM3Logic/stain.py",),
+    "onnxruntime": ("HARM3Logic/foreign_encoder.py",),
     "monai": ("HARM3Logic/models/",),
     "sklearn": ("Training/",),
     "pandas": ("Training/",),
@@ -80,6 +86,9 @@ HOMES = {
     "jinja2": ("HARM3Logic/report.py", "Training/page.py"),
     "contourpy": ("HARM3Logic/report.py",),
     "lightning_fabric": ("Training/",),
+    "smac": ("Training/optimise.py",),
+    "ConfigSpace": ("Training/optimise.py",),
+    "dask": ("Training/optimise.py", "Training/search.py"),
     "pydicom": ("HARM3Slicer/HARM3SlicerLib/series.py",),
     "tifffile": ("HARM3Logic/phantom_slide.py",),
 }

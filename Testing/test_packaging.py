@@ -25,9 +25,9 @@ def lists(path: Path) -> dict[str, list[str]]:
 
 
 def files(folder: Path, base: Path, endings: tuple[str, ...]) -> list[str]:
-    """Files of a folder by ending; screenshots are for the README and are not installed."""
+    """Files of a folder by ending; screenshots are for the README and are not installed, and what is fetched is found when it is built."""
     found = (path.relative_to(base) for path in folder.rglob("*") if path.suffix in endings)
-    return sorted(p.as_posix() for p in found if not {"__pycache__", "Screenshots"} & set(p.parts) and p.name != "CMakeLists.txt")
+    return sorted(p.as_posix() for p in found if not {"__pycache__", "Screenshots", "vendor"} & set(p.parts) and p.name != "CMakeLists.txt")
 
 
 LISTS = {  # variable to its CMake file's folder, the folder it lists and the endings

@@ -27,7 +27,6 @@ from HARM3Logic.models.output import CamLayer, Output
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
 from HARM3Logic.models.tumour import Radiomics, belief_of_case, mask_loss
 
-
 DRAWS_AT_ONCE = 64  # of the latents: copies of a case that go through the fusion together
 
 
