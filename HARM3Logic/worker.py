@@ -264,8 +264,8 @@ class Worker:
     def _predict(self, job: _Job) -> dict[str, Any]:
         case, out = Case.read(job.text("case")), Path(job.text("out")).absolute()
         names = ["loading the model"] * (self._predictor is None)
-        names += [f"{verb} {name}" for verb in ("reading", "registering") for name in MRI if name in case.inputs]
         names += ["reading the slide", "encoding tiles"] * ("slide" in case.inputs)
+        names += [f"{verb} {name}" for verb in ("reading", "registering") for name in MRI if name in case.inputs]
         names += ["predicting", "writing the report", "writing the results"]
         job.way = way = _Way(self._expected or {name: FIRST_S[name.split()[0]] for name in names}, bool(self._expected))
         predictor = self._ready(job)

@@ -14,7 +14,7 @@ from torch import nn
 
 from HARM3Logic.batch import Batch, collate
 from HARM3Logic.case import Case
-from HARM3Logic.errors import BadCohort
+from HARM3Logic.errors import BadCohort, BadOption
 from HARM3Logic.models import MODELS
 from HARM3Logic.models.harm3_fusion import compact
 from HARM3Logic.models.ldvae import LdvaeConfig
@@ -249,18 +249,35 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], part:
 def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
     start = weights(staged(epochs=0), masked, tmp_path / "start")
     masks = weights(staged(epochs=2, mask_epochs=2), masked, tmp_path / "masks")
+    decoupled = weights(staged(epochs=4, mask_epochs=2, decouple_epochs=2), masked, tmp_path / "decoupled")
     frozen = weights(staged(epochs=4, mask_epochs=2, frozen_epochs=2), masked, tmp_path / "frozen")
     whole = weights(staged(epochs=4, mask_epochs=2), masked, tmp_path / "whole")
     assert moved(start, masks, "gate")
-    assert moved(start, masks, "vaes")  # eqs. 4 and 5 need no response label
-    for part in ("head.decide", "fuse_sequences", "cross"):  # batch statistics of the rest follow
+    for part in ("head.decide", "fuse_sequences", "cross", "vaes"):  # batch statistics of the rest follow
         assert not moved(start, masks, part)
+    assert moved(masks, decoupled, "vaes")
+    for part in ("head.decide", "fuse_sequences", "cross", "trunks", "to_width"):
+        assert not moved(masks, decoupled, part)
     assert not moved(masks, frozen, "trunks")  # batch statistics included
     for part in ("to_width.t1", "to_width.t2", "radiomics"):
         assert not moved(masks, frozen, part)
     assert moved(masks, frozen, "head")
     assert moved(masks, whole, "gate")
     assert moved(masks, whole, "layer4")
+
+
+def test_no_label_is_looked_at_before_its_stage(masked: Cache, tmp_path: Path) -> None:
+    other = Cache(masked.paths, [dataclasses.replace(case, label=1 - (case.label or 0)) for case in masked.cases])
+    how = staged(epochs=4, mask_epochs=2, decouple_epochs=2)
+    assert not moved(weights(how, masked, tmp_path / "one"), weights(how, other, tmp_path / "other"), "")
+    how = staged(epochs=1)
+    assert moved(weights(how, masked, tmp_path / "taught"), weights(how, other, tmp_path / "taught otherwise"), "head")
+
+
+def test_decouple_epochs_need_an_ldvae(masked: Cache, tmp_path: Path) -> None:
+    how = staged(epochs=2, decouple_epochs=1)
+    with pytest.raises(BadOption, match="no LD-VAE"):
+        train(dataclasses.replace(how, config=dataclasses.replace(how.config, ldvae=False)), masked, SPLIT, tmp_path, FABRIC)
 
 
 def test_mask_epochs_need_masks(cache: Cache, tmp_path: Path) -> None:

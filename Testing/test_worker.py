@@ -404,7 +404,7 @@ def test_a_real_worker_predicts_is_cancelled_and_leaves_nothing(
     assert outcomes[0].ok, outcomes[0]
     values = json.loads(Path(outcomes[0].values["prediction"]).read_text(encoding="utf-8"))
     assert values["case_id"] == "PH-11-0000"
-    assert next(stage for stage in stages if stage.startswith("reading")) == "reading t1_pre"
+    assert next(stage for stage in stages if stage.startswith("reading")) == "reading the slide"
     assert client.hello["pid"] == made[0].child.pid
     group = made[0].child.pid
     assert members(group) == [group]  # a session of its own

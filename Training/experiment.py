@@ -51,9 +51,11 @@ class Experiment:
         warm_up: share of all steps in which the learning rate rises.
         kl_warm_up: share of all steps in which the KL term rises from 0.
         average: decay of the running mean of the weights that is evaluated and kept; 0 keeps the last weights.
-        mask_epochs: first epochs, in which the trunk learns from tumour masks and the LD-VAE from eqs. 4 and 5, without response labels:
-            decoded by an untrained VAE, tokens lose more than fusion can learn to make up for from few labels (measured: RESULTS.md).
-        mask_learning_rate: rate in those epochs.
+        mask_epochs: first epochs, in which the trunk learns from tumour masks alone.
+        decouple_epochs: epochs after those, in which the LD-VAE alone learns eqs. 4 and 5 on the tokens of the trunk, which stays as it
+            is. No response label has a part in it: decoded by an untrained VAE, tokens lose more than fusion can make up for from
+            few labels (measured: RESULTS.md).
+        mask_learning_rate: rate in both.
         frozen_epochs: epochs after those in which the trunk stays as it is; fusion learns from few labels only on features that
             do not move (measured: RESULTS.md). The remaining epochs train everything.
         optimiser: adam adds the weight decay to the gradient (L2, the paper's), adamw takes it off the weights; sgd has momentum 0.9.
@@ -85,6 +87,7 @@ class Experiment:
     average: float = 0.0
     mask_epochs: int = 0
     mask_learning_rate: float = 1e-3
+    decouple_epochs: int = 0
     frozen_epochs: int = 0
     patience: int = 0
     optimiser: Literal["adam", "adamw", "sgd", "lookahead_radam"] = "adamw"
@@ -98,6 +101,11 @@ class Experiment:
     seed: int = 0
     pretrained: str = ""
     lora: LoraSettings | None = None
+
+    @property
+    def untaught_epochs(self) -> int:
+        """Epochs in which no response label is looked at."""
+        return self.mask_epochs + self.decouple_epochs
 
 
 def find(name: str) -> Experiment:

@@ -22,7 +22,7 @@ from Training.augment import augment
 from Training.cache import Cache
 from Training.experiment import Experiment
 from Training.folds import Split
-from Training.step import Losses, Trainee, bce, gradients
+from Training.step import Losses, Stage, Trainee, bce, gradients
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -64,14 +64,14 @@ def train(
     left, silent = range(state["epoch"], experiment.epochs), None if fabric.is_global_zero else True
     epochs = tqdm(left, out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch", disable=silent)
     for epoch in epochs:
-        if experiment.patience and epoch - max(state["best_epoch"], experiment.mask_epochs) > experiment.patience:
+        if experiment.patience and epoch - max(state["best_epoch"], experiment.untaught_epochs) > experiment.patience:
             break
         began = time.monotonic()
         losses = _epoch(trainee, cache, split.train, epoch, optimisers.decayed(experiment, epoch, state["inner"]))
-        if epoch == experiment.mask_epochs - 1:
+        if epoch + 1 in (experiment.mask_epochs, experiment.untaught_epochs):
             _average_anew(trainee)
         chosen = _choose(trainee, cache, split.choose, chosen_by)
-        if chosen < state["best"] and epoch >= experiment.mask_epochs:
+        if chosen < state["best"] and epoch >= experiment.untaught_epochs:
             state.update(best=chosen, best_epoch=epoch)
             if experiment.patience and fabric.is_global_zero:
                 _save(out / "best.pt", trainee.judged.state_dict())
@@ -80,7 +80,7 @@ def train(
             row = {"epoch": epoch, "seconds": time.monotonic() - began, "inner_loss": chosen, **losses}
             _keep(out, row, state, parts)
             on_epoch(row)
-        epochs.set_postfix({"inner": chosen, **{name: losses[name] for name in ("bce", "tumour_mask") if name in losses}})
+        epochs.set_postfix({"inner": chosen, **{name: losses[name] for name in ("bce", "tumour_mask", "recon") if name in losses}})
     fabric.barrier()
     if experiment.patience:
         trainee.judged.load_state_dict(torch.load(out / "best.pt", map_location=fabric.device, weights_only=True))
@@ -123,17 +123,16 @@ def _epoch(trainee: Trainee, cache: Cache, rows: Sequence[int], epoch: int, deca
         return augment(batch, experiment.augmentation, generator, group.places, group.size)
 
     trainee.model.train()
-    masks_only = epoch < experiment.mask_epochs
-    trainee.losses.module.masks_only = masks_only
-    if experiment.frozen_epochs:
-        trainee.model.hold_trunk(not masks_only and epoch < experiment.mask_epochs + experiment.frozen_epochs)  # type: ignore[operator]
+    stage, begin, end = _stage(experiment, epoch)
+    trainee.losses.module.stage = stage
+    if experiment.decouple_epochs or experiment.frozen_epochs:
+        held = stage == "decouple" or (stage == "response" and epoch < begin + experiment.frozen_epochs)
+        trainee.model.hold_trunk(held)  # type: ignore[operator]
     sums: dict[str, float] = {}
     for step, (batch, names, share) in enumerate(feed.batches(cache, groups, change)):
-        done = (epoch + step / len(groups)) / max(1, experiment.mask_epochs)  # of the stage that is being trained
-        if not masks_only:
-            done = (epoch - experiment.mask_epochs + step / len(groups)) / max(1, experiment.epochs - experiment.mask_epochs)
+        done = (epoch - begin + step / len(groups)) / (end - begin)  # of the stage that is being trained
         for group in trainee.optimiser.param_groups:
-            peak = experiment.mask_learning_rate if masks_only else experiment.learning_rate
+            peak = experiment.learning_rate if stage == "response" else experiment.mask_learning_rate
             group["lr"] = peak * _rate(done, experiment.warm_up) * decay * group["factor"]
         kl = min(1.0, done / experiment.kl_warm_up) if experiment.kl_warm_up else 1.0
         losses = gradients(trainee, batch, names, share, kl)
@@ -149,6 +148,15 @@ def _epoch(trainee: Trainee, cache: Cache, rows: Sequence[int], epoch: int, deca
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value / len(groups)
     return _gathered(fabric, sums)
+
+
+def _stage(experiment: Experiment, epoch: int) -> tuple[Stage, int, int]:
+    """What an epoch is for, and the first and last (exclusive) epoch that are for the same."""
+    if epoch < experiment.mask_epochs:
+        return "masks", 0, experiment.mask_epochs
+    if epoch < experiment.untaught_epochs:
+        return "decouple", experiment.mask_epochs, experiment.untaught_epochs
+    return "response", experiment.untaught_epochs, experiment.epochs
 
 
 def _positive_weights(experiment: Experiment, cache: Cache, rows: Sequence[int]) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +14,24 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from HARM3Logic.batch import Batch
-from HARM3Logic.errors import BadCohort, OutOfMemory
+from HARM3Logic.errors import BadCohort, BadOption, HARM3Error, OutOfMemory
 from Training.experiment import Experiment
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-UNTAUGHT = ("recon", "kl", "contra")  # LD-VAE's: like the masks' they say how to read an image, whatever came of the patient
+Stage = Literal["masks", "decouple", "response"]
+DECOUPLE = ("recon", "kl", "contra")  # LD-VAE's eqs. 4 and 5
 
 
 class Losses(nn.Module):
-    """Every loss of a batch by name, of tensors by name: Fabric cannot look into a frozen `Batch`.
+    """The losses of a batch by name, of tensors by name: Fabric cannot look into a frozen `Batch`.
 
-    `masks_only` leaves out what a response label or the fusion has a part in.
+    `stage` says which: those that masks teach, those of the LD-VAE, or all with that of the response.
     """
 
-    masks_only = False
+    stage: Stage = "response"
 
     def __init__(self, model: nn.Module, positive_weight: float) -> None:
         super().__init__()
@@ -39,9 +40,10 @@ class Losses(nn.Module):
     def forward(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         batch = Batch(**tensors)
         output = self.model(batch)
-        if self.masks_only:
-            masks = [name for name in output.losses if name.startswith("tumour_")]
-            return {name: output.losses[name] for name in (*masks, *UNTAUGHT) if masks and name in output.losses}
+        if self.stage == "masks":
+            return {name: value for name, value in output.losses.items() if name.startswith("tumour_")}
+        if self.stage == "decouple":
+            return {name: output.losses[name] for name in DECOUPLE if name in output.losses}
         (label,) = batch.need("label")
         return {"bce": bce(output.logit.float(), label.float(), self.positive_weight), **output.losses}
 
@@ -101,10 +103,7 @@ def _accumulate(trainee: Trainee, batch: Batch, names: Sequence[str], share: flo
         with fabric.no_backward_sync(trainee.losses, enabled=fabric.world_size > 1 and start != starts[-1]):
             losses = trainee.losses(part.tensors())
             if not losses:
-                raise BadCohort(
-                    f"the experiment begins with tumour masks, and {', '.join(names)} have none or the model does not use them.",
-                    "Give masks or set mask_epochs=0.",
-                )
+                raise _nothing_to_learn(trainee.losses.module.stage, names)
             if "kl" in losses:
                 losses["kl"] = losses["kl"] * kl
             stacked = torch.stack([value.float() for value in losses.values()])
@@ -113,6 +112,15 @@ def _accumulate(trainee: Trainee, batch: Batch, names: Sequence[str], share: flo
         for name, value in zip(losses, stacked.tolist(), strict=True):
             sums[name] = sums.get(name, 0.0) + weight * value
     return sums
+
+
+def _nothing_to_learn(stage: Stage, names: Sequence[str]) -> HARM3Error:
+    if stage == "decouple":
+        return BadOption("the experiment has decouple_epochs, and its model has no LD-VAE.", "Set decouple_epochs=0.")
+    return BadCohort(
+        f"the experiment begins with tumour masks, and {', '.join(names)} have none or the model does not use them.",
+        "Give masks or set mask_epochs=0.",
+    )
 
 
 def bce(logit: Tensor, label: Tensor, positive_weight: float) -> Tensor:

@@ -63,8 +63,11 @@ def shortened(experiment: Experiment, epochs: int | None) -> Experiment:
     if epochs is None:
         return experiment
     share = epochs / experiment.epochs
-    stages = {name: math.ceil(getattr(experiment, name) * share) for name in ("mask_epochs", "frozen_epochs", "patience")}
-    stages["mask_epochs"] = min(stages["mask_epochs"], max(0, epochs - 1))  # at least one epoch learns from labels
+    stages = {
+        name: math.ceil(getattr(experiment, name) * share) for name in ("mask_epochs", "decouple_epochs", "frozen_epochs", "patience")
+    }
+    stages["mask_epochs"] = min(stages["mask_epochs"], max(0, epochs - 1))
+    stages["decouple_epochs"] = min(stages["decouple_epochs"], max(0, epochs - 1 - stages["mask_epochs"]))  # one epoch learns from labels
     return replace(experiment, epochs=epochs, **stages)
 
 

@@ -92,7 +92,13 @@ def _compact(method: str) -> Experiment:
 def _equal(method: str) -> Experiment:
     small = FULL["compact"]
     return replace(
-        small, model=method, config=METHODS[method].compact(), augmentation=_augmentation(small, method), mask_epochs=0, frozen_epochs=0
+        small,
+        model=method,
+        config=METHODS[method].compact(),
+        augmentation=_augmentation(small, method),
+        mask_epochs=0,
+        decouple_epochs=0,
+        frozen_epochs=0,
     )
 
 

@@ -31,7 +31,10 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def _row(base: Experiment, changes: dict[str, Any]) -> Experiment:
-    return replace(base, config=replace(base.config, **changes))
+    config = replace(base.config, **changes)
+    if not config.ldvae:  # nothing is there to learn in those epochs
+        base = replace(base, epochs=base.epochs - base.decouple_epochs, decouple_epochs=0)
+    return replace(base, config=config)
 
 
 EXPERIMENTS = {name: _row(FULL["paper"], changes) for name, changes in ROWS.items()} | {
