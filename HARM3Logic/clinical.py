@@ -77,7 +77,7 @@ def _variable(row: Mapping[str, Any], where: str) -> Variable:
     allowed = row.get("allowed") or ()
     if isinstance(allowed, str) or not isinstance(allowed, Sequence):
         raise BadClinical(f"{where}: {row['name']} allows {allowed!r}; a list is wanted.", "Correct it.")
-    texts = {key: str(row.get(key) or "") for key in ("name", "unit", "description")}
+    texts = {key: str(row.get(key) or "") for key in ("name", "unit", "description", "title")}
     return Variable(kind=row["kind"], allowed=tuple(str(value) for value in allowed), range=None if ends is None else (low, high), **texts)
 
 

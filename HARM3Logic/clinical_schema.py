@@ -26,6 +26,7 @@ class Variable:
     Args:
         allowed: the values of a binary, categorical or ordinal variable; an ordinal one's from least to most.
         range: least and greatest number that can be meant in this unit; beyond it a value is refused.
+        title: what a reader is shown in place of the name, such as CD117.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Variable:
     allowed: tuple[str, ...] = ()
     range: tuple[float, float] | None = None
     description: str = ""
+    title: str = ""
 
     def __post_init__(self) -> None:
         fault = self._fault()
@@ -57,6 +59,11 @@ class Variable:
         if len(folded) < 2 or (self.kind == "binary" and len(folded) != 2):
             return f"is {self.kind} and allows {len(folded)} values; {'two' if self.kind == 'binary' else 'at least two'} are wanted"
         return ""
+
+    @property
+    def label(self) -> str:
+        """The variable as a reader is shown it."""
+        return self.title or self.name.replace("_", " ").capitalize()
 
     @property
     def levels(self) -> int:

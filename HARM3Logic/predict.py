@@ -260,6 +260,7 @@ def _clinical(case: Case, prepared: Prepared, explanation: Explanation, card: Ca
     return [
         {
             "name": variable.name,
+            "label": variable.label,
             "value": row[variable.name] if known else None,
             "unit": variable.unit,
             "attention": share,

@@ -95,7 +95,8 @@ def test_a_schema_survives_its_file(tmp_path):
     path = tmp_path / "schema.json"
     path.write_text(json.dumps(schema.to_dict()))
     assert clinical.read_schema(path) == schema
-    assert set(schema.to_dict()["variables"][0]) == {"name", "kind", "unit", "allowed", "range", "description"}
+    assert set(schema.to_dict()["variables"][0]) == {"name", "kind", "unit", "allowed", "range", "description", "title"}
+    assert [v.label for v in (Variable("tumour_size", "numeric"), Variable("kit", "numeric", title="KIT"))] == ["Tumour size", "KIT"]
 
 
 def test_a_schema_in_toml(tmp_path):

@@ -193,7 +193,7 @@ def test_predict_from_the_command_line(case, tiny, tmp_path, capsys):
     assert heat.array.shape == image.array.shape
     html = (out / "report.html").read_text(encoding="utf-8")
     assert "The clinical values" in html
-    assert "mitotic index" in html
+    assert "Mitotic index" in html and "KIT" in html
     assert "it does not say what mattered" in html
     assert main(["predict", *files, "--tumour-point", "1,2", "--out", str(out)]) == 2
 

@@ -167,9 +167,9 @@ def test_attention_over_the_variables_is_drawn_as_bars(it: Opened, tmp_path: Pat
     from HARM3SlicerLib import selftest
 
     told = [
-        {"name": "age", "value": "64", "unit": "years", "attention": 0.2, "change": -0.05},
+        {"name": "age", "label": "Age", "value": "64", "unit": "years", "attention": 0.2, "change": -0.05},
         {"name": "sex", "value": None, "unit": "", "attention": 0.5, "change": None},
-        {"name": "tumour_size", "value": "30", "unit": "mm", "attention": 0.3, "change": 0.1},
+        {"name": "tumour_size", "label": "Tumour size", "value": "30", "unit": "mm", "attention": 0.3, "change": 0.1},
     ]
 
     def answer(job: dict[str, Any], say: Any) -> None:

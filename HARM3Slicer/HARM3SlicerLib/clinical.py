@@ -1,7 +1,7 @@
 """Clinical values in Slicer: the form a checkpoint's schema asks for, what its variables may be, values out of a table node.
 
 The schema is that of the checkpoint's card: {"variables": [{"name", "kind": "numeric|binary|categorical|ordinal", "unit", "allowed",
-"range", "description"}]}. Values are text, as in case.json; nothing and the words of `UNKNOWN` mean that a value is not known.
+"range", "description", "title"}]}. Values are text, as in case.json; nothing and the words of `UNKNOWN` mean that a value is not known.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ class Variable:
     allowed: tuple[str, ...] = ()
     range: tuple[float, float] | None = None
     description: str = ""
+    title: str = ""
 
     @property
     def label(self) -> str:
         """Name and unit as the form shows them; a long unit is left to `help`."""
         words = self.name.replace("_", " ")
-        return f"{words[:1].upper()}{words[1:]}" + (f" ({self.unit})" if 0 < len(self.unit) <= LONGEST_UNIT else "")
+        return (self.title or f"{words[:1].upper()}{words[1:]}") + (f" ({self.unit})" if 0 < len(self.unit) <= LONGEST_UNIT else "")
 
     @property
     def help(self) -> str:
@@ -106,7 +107,7 @@ def variablesOf(schema: Any) -> tuple[Variable, ...]:
         except (TypeError, ValueError, IndexError) as error:
             raise BadClinical(f"the checkpoint gives {row['name']} the range {ends!r}.", "Get the checkpoint again.") from error
         allowed = tuple(str(value) for value in row.get("allowed") or ())
-        texts = {key: str(row.get(key) or "") for key in ("name", "kind", "unit", "description")}
+        texts = {key: str(row.get(key) or "") for key in ("name", "kind", "unit", "description", "title")}
         found.append(Variable(allowed=allowed, range=between, **texts))
     return tuple(found)
 

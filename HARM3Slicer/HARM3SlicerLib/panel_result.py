@@ -72,11 +72,11 @@ class ResultPart(Part):
         largest = max((float(v["attention"]) for v in known), default=0.0)
         rows = []
         for v in known:
-            name = str(v["name"]).replace("_", " ")
             change = "" if v.get("change") is None else f"Knowing it changed the probability by {words.points(float(v['change']))}."
             given = f"{v['value']} {v.get('unit') or ''}".strip()
             number = words.percent(float(v["attention"]))
-            rows.append((f"{name[:1].upper()}{name[1:]}", bars.share(float(v["attention"]), largest), number, f"{given}. {change}".strip()))
+            bar = bars.share(float(v["attention"]), largest)
+            rows.append((str(v.get("label") or v["name"]), bar, number, f"{given}. {change}".strip()))
         self._variables.show(rows)
 
 
