@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -289,3 +291,10 @@ def test_a_fold_is_searched_and_then_trained_with_the_best(tmp_path: Path, cases
 def test_impossible_plans_are_refused(tmp_path: Path, asked: list[str], capsys: pytest.CaptureFixture[str]):
     assert search.main(["harm3_fusion", "--cohort", str(tmp_path / "c.csv"), "--out", str(tmp_path / "o"), *asked]) == 2
     assert "wanted" in capsys.readouterr().err
+
+
+def test_without_smac_the_sentence_says_what_to_install() -> None:
+    code = "import runpy, sys; sys.modules['smac'] = None; runpy.run_module('Training.search', run_name='__main__')"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1].endswith("needs the package smac, which is not installed. pip install 'harm3slicer[search]'")

@@ -31,11 +31,18 @@ from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.folds import Split
 from Training.history import best_of, read_history, write_history
-from Training.optimise import Plan, optimise, workers
 from Training.record import same_experiment
 from Training.space import Space, put, space_of
 from Training.train import finish, partition, prepared
 from Training.trial import inner_splits, objective
+
+try:
+    from Training.optimise import Plan, optimise, workers
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    print(f"the search needs the package {error.name}, which is not installed. pip install 'harm3slicer[search]'", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from dask.distributed import Client
