@@ -6,7 +6,7 @@ start and each input with what it is to beat, inside and outside, and draws the 
 
 A stopped call goes on where it was. Writes into DIR: `ct_table.html`, `report.html` (the same runs as Training.evaluate reports them),
 `tables.csv`, `results.json`, `runs/ROW`, `pretrained/` and `cache/`; and, beside the cohort's table, the ledger of its locked cases.
-The whole road on phantoms, in less than half an hour on two cores:
+The whole road on phantoms:
 
     harm3 phantom --kind gist --cases 120 --crops 200 --seed 1 --out runs/gist && python -m Training.ct_table --cohort runs/gist/cohort.csv
         --crops runs/gist/crops --external centre-4 --out runs/ct_table --jobs 2
