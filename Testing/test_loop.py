@@ -331,3 +331,12 @@ def test_what_is_absent_stays_absent_and_something_stays(cache: Cache) -> None:
         assert not changed.mri[~mask].any()  # noise does not fill what is absent
         withheld = ~changed.tile_mask.any(dim=1, keepdim=True)  # a slide goes as a whole
         assert torch.equal(changed.tile_mask, batch.tile_mask & ~withheld)
+
+
+def test_the_running_mean_leaves_whole_numbers_alone() -> None:
+    model = torch.nn.Linear(1, 1)
+    model.register_buffer("rows", torch.arange(0, 90, 3), persistent=False)
+    average = loop.AveragedModel(model, multi_avg_fn=loop._running_mean(0.95), use_buffers=True)
+    for _ in range(50):
+        average.update_parameters(model)
+    assert torch.equal(average.module.rows, model.rows)

@@ -90,11 +90,25 @@ def train(
 def new_trainee(experiment: Experiment, cache: Cache, rows: Sequence[int], fabric: Fabric) -> tuple[Trainee, float]:
     """The fresh model with all that trains it, and the weight of a responder in the inner-validation loss."""
     model = start.new_model(experiment, cache, rows).to(fabric.device)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(experiment.average), use_buffers=True) if experiment.average else None
+    average = AveragedModel(model, multi_avg_fn=_running_mean(experiment.average), use_buffers=True) if experiment.average else None
     optimiser = optimisers.build(experiment, model)
     trained, chosen_by = _positive_weights(experiment, cache, rows)
     losses = fabric.setup_module(Losses(model, trained))
     return Trainee(experiment, fabric, model, losses, average, optimiser, experiment.micro_batch or experiment.batch_size), chosen_by
+
+
+def _running_mean(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Trap: torch's own mean also weighs whole numbers, which lose one with every rounding; a table's rows then point elsewhere."""
+    mean = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        if averaged[0].is_floating_point():  # torch gives tensors of one kind at a time
+            mean(averaged, current, count)
+        else:
+            for old, new in zip(averaged, current, strict=True):
+                old.copy_(new)
+
+    return update
 
 
 def _average_anew(trainee: Trainee) -> None:
