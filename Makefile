@@ -1,6 +1,6 @@
 # Everything runs in .venv; the first call makes it (about 3 GB, most of it torch).
 PYTHON ?= python3
-CASES ?= 1240
+CASES ?= 760
 BIN := .venv/bin
 STAMP := .venv/.installed
 VIEWER := HARM3Logic/vendor/openseadragon.min.js

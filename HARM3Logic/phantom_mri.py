@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from HARM3Logic.volume import Grid, Volume
 
@@ -39,10 +39,15 @@ class Ellipsoid:
 
     def inside(self, points: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N"]:
         """1 inside, 0 outside, soft over `EDGE_MM`."""
-        offset = (points - np.array(self.centre_mm, np.float32)) / np.array(self.semi_axes_mm, np.float32)
         result = np.zeros(points.shape[:-1], dtype=np.float32)
-        near = np.abs(offset).max(axis=-1) < 1.5  # a blob fills little of the neck: the rest is 0 without a root or an exponential
-        offset = offset[near]
+        near = np.arange(result.size)  # a blob fills little of the neck: the rest is 0 without a root or an exponential
+        parts: list[Float32[np.ndarray, " n"]] = []
+        for axis in range(3):
+            place = points[..., axis].reshape(-1)[near]
+            part = (place - np.float32(self.centre_mm[axis])) / np.float32(self.semi_axes_mm[axis])
+            close = np.abs(part) < 1.5
+            near, parts = near[close], [*(old[close] for old in parts), part[close]]
+        offset = np.stack(parts, axis=-1)
         distance = np.sqrt(np.einsum("...i,...i", offset, offset)) + np.float32(1e-6)
         if self.wobble:
             angle = np.arctan2(offset[..., 1], offset[..., 0])
@@ -51,7 +56,7 @@ class Ellipsoid:
                 1 + self.wobble * np.sin(3 * angle + self.phase) * (1 - height**2) + self.wobble * height * np.cos(self.phase)
             )
         steep = np.float32(2 * min(self.semi_axes_mm) / EDGE_MM)
-        result[near] = 1 / (1 + np.exp(np.clip((distance - 1) * steep, -30, 30)))
+        result.reshape(-1)[near] = 1 / (1 + np.exp(np.clip((distance - 1) * steep, -30, 30)))
         return result
 
 
