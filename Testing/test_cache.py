@@ -136,6 +136,6 @@ def test_ct_and_clinical_values_are_kept_as_they_are_prepared(tmp_path_factory, 
 
 
 def test_the_code_is_all_that_makes_the_tensors_and_nothing_else():
-    names = {name.removeprefix("HARM3Logic.") for name in caching.sources()}
+    names = {name.removeprefix("HARM3Logic.") for name in caching.sources("HARM3Logic.prepare")}
     assert {"prepare", "mri", "volume", "registration", "tissue", "tile_encoder", "tile_reader"} <= names
     assert not names & {"report", "predict", "checkpoint", "models", "worker"}

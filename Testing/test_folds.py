@@ -182,7 +182,7 @@ def test_training_takes_the_number_of_a_fold_and_not_its_place(tmp_path, monkeyp
     monkeypatch.setattr(train, "read_cohort", lambda path: given)
     monkeypatch.setattr(train.caching, "build", lambda *a, **k: None)
     monkeypatch.setattr(train.start, "inputs", lambda experiment: ("slide",))
-    monkeypatch.setattr(train, "finish", lambda e, n, tensors, split, out, device: done.append((out.name, split.number)))
+    monkeypatch.setattr(train, "finish", lambda e, n, tensors, split, out, *rest: done.append((out.name, split.number)))
     for fold in (7, None):
         train.run(Experiment("m", None), "x", tmp_path / "c.csv", tmp_path / "run", fold, False, torch.device("cpu"), None)
     assert done == [("fold-7", 7), ("fold-3", 3), ("fold-7", 7)]

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from HARM3Logic.batch import Batch, collate
 from HARM3Logic.case import Case
-from HARM3Logic.errors import BadCohort, BadOption
 from HARM3Logic.models import MODELS
 from HARM3Logic.models.harm3_fusion import compact
 from HARM3Logic.models.ldvae import LdvaeConfig
@@ -218,71 +217,6 @@ def test_patience_stops_and_the_best_epoch_is_kept(cache: Cache, tmp_path: Path,
     assert len(set(weights)) == 4
     assert model.weight.item() == weights[1]
     assert train(dataclasses.replace(line, patience=2), cache, SPLIT, tmp_path, FABRIC).weight.item() == weights[1]  # stays stopped
-
-
-@pytest.fixture(scope="module")
-def masked(tmp_path_factory: pytest.TempPathFactory) -> Cache:
-    """The same kind of cases with tumour masks."""
-    folder = tmp_path_factory.mktemp("masked")
-    paths = [write_case(folder, k) for k in range(8)]
-    for k, path in enumerate(paths):
-        tensors = load_file(path)
-        tensors["tumour"] = (torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(k)) > 0.8).float()
-        save_file(tensors, path)
-    return Cache(paths, [Case(f"HN-{k}", {}, label=k % 2) for k in range(8)])
-
-
-def staged(**changes: Any) -> Experiment:
-    plain = small(average=0.0, weight_decay=0.0, **changes)
-    trunk = dataclasses.replace(plain.config.trunk, focus=True)
-    return dataclasses.replace(plain, config=dataclasses.replace(plain.config, trunk=trunk))
-
-
-def weights(experiment: Experiment, cache: Cache, out: Path) -> dict[str, torch.Tensor]:
-    return dict(train(experiment, cache, SPLIT, out, FABRIC).state_dict())
-
-
-def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], part: str) -> bool:
-    return any(not torch.equal(before[name], after[name]) for name in before if part in name)
-
-
-def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
-    start = weights(staged(epochs=0), masked, tmp_path / "start")
-    masks = weights(staged(epochs=2, mask_epochs=2), masked, tmp_path / "masks")
-    decoupled = weights(staged(epochs=4, mask_epochs=2, decouple_epochs=2), masked, tmp_path / "decoupled")
-    frozen = weights(staged(epochs=4, mask_epochs=2, frozen_epochs=2), masked, tmp_path / "frozen")
-    whole = weights(staged(epochs=4, mask_epochs=2), masked, tmp_path / "whole")
-    assert moved(start, masks, "gate")
-    for part in ("head.decide", "fuse_sequences", "cross", "vaes"):  # batch statistics of the rest follow
-        assert not moved(start, masks, part)
-    assert moved(masks, decoupled, "vaes")
-    for part in ("head.decide", "fuse_sequences", "cross", "trunks", "to_width"):
-        assert not moved(masks, decoupled, part)
-    assert not moved(masks, frozen, "trunks")  # batch statistics included
-    for part in ("to_width.t1", "to_width.t2", "radiomics"):
-        assert not moved(masks, frozen, part)
-    assert moved(masks, frozen, "head")
-    assert moved(masks, whole, "gate")
-    assert moved(masks, whole, "layer4")
-
-
-def test_no_label_is_looked_at_before_its_stage(masked: Cache, tmp_path: Path) -> None:
-    other = Cache(masked.paths, [dataclasses.replace(case, label=1 - (case.label or 0)) for case in masked.cases])
-    how = staged(epochs=4, mask_epochs=2, decouple_epochs=2)
-    assert not moved(weights(how, masked, tmp_path / "one"), weights(how, other, tmp_path / "other"), "")
-    how = staged(epochs=1)
-    assert moved(weights(how, masked, tmp_path / "taught"), weights(how, other, tmp_path / "taught otherwise"), "head")
-
-
-def test_decouple_epochs_need_an_ldvae(masked: Cache, tmp_path: Path) -> None:
-    how = staged(epochs=2, decouple_epochs=1)
-    with pytest.raises(BadOption, match="no LD-VAE"):
-        train(dataclasses.replace(how, config=dataclasses.replace(how.config, ldvae=False)), masked, SPLIT, tmp_path, FABRIC)
-
-
-def test_mask_epochs_need_masks(cache: Cache, tmp_path: Path) -> None:
-    with pytest.raises(BadCohort, match="masks"):
-        train(staged(mask_epochs=1), cache, SPLIT, tmp_path, FABRIC)
 
 
 def test_tiles_are_withheld_but_never_all_of_a_slide(cache: Cache) -> None:

@@ -81,7 +81,11 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(train, "read_cohort", lambda path: cohort())
     monkeypatch.setattr(train.caching, "build", lambda cases, *a, **k: cases)
     monkeypatch.setattr(train.start, "inputs", lambda experiment: ("slide",))
-    monkeypatch.setattr(train, "finish", lambda e, n, cases, split, out, fabric, *a: found.append((cases, split, out, *a)))
+
+    def finish(experiment: Any, name: str, cases: Any, split: Any, out: Path, fabric: Any, on_epoch: Any, taught: Path | None) -> None:
+        found.append((cases, split, out, on_epoch, taught))
+
+    monkeypatch.setattr(train, "finish", finish)
     return found
 
 
@@ -92,7 +96,7 @@ def run(out: Path, experiment: Experiment | None = None, every: bool = False, **
 @pytest.mark.parametrize("every", [False, True])
 def test_external_centres_are_not_even_prepared(done: list[Any], tmp_path: Path, every: bool) -> None:
     run(tmp_path, every=every, external=("B",))
-    for cases, split, _ in done:
+    for cases, split, *_ in done:
         assert {case.centre for case in cases} == {"A", "C"}
         parts = (*split.train, *split.choose, *split.judge)
         assert sorted(parts) == list(range(60))
@@ -102,6 +106,14 @@ def test_external_centres_are_not_even_prepared(done: list[Any], tmp_path: Path,
         run(tmp_path)
     with pytest.raises(BadCohort, match="'Z' is not in the cohort"):
         run(tmp_path / "other", external=("Z",))
+
+
+def test_runs_share_taught_trunks_where_they_share_a_cache(done: list[Any], tmp_path: Path) -> None:
+    run(tmp_path / "alone")
+    assert {found[4] for found in done} == {None}
+    done.clear()
+    run(tmp_path / "shared", cache=tmp_path / "cache")
+    assert {found[4] for found in done} == {tmp_path / "cache" / "trunks"}
 
 
 def test_a_leak_check_shuffles_and_says_so(done: list[Any], tmp_path: Path) -> None:
@@ -115,7 +127,7 @@ def test_a_leak_check_shuffles_and_says_so(done: list[Any], tmp_path: Path) -> N
 
 def test_a_centre_can_be_a_fold(done: list[Any], tmp_path: Path) -> None:
     run(tmp_path, by_centre=True)
-    assert [{cases[k].centre for k in split.judge} for cases, split, _ in done] == [{"A"}, {"B"}, {"C"}]
+    assert [{cases[k].centre for k in split.judge} for cases, split, *_ in done] == [{"A"}, {"B"}, {"C"}]
 
 
 def test_a_folder_of_other_settings_is_refused_but_a_new_setting_has_its_default(done: list[Any], tmp_path: Path) -> None:
@@ -135,7 +147,8 @@ def test_a_folder_of_other_settings_is_refused_but_a_new_setting_has_its_default
 
 def test_tensorboard_is_asked_for_and_never_required(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "without")
-    assert all(len(found) == 3 for found in done)
+    for _, _, _, told, _ in done:
+        told({"epoch": 4})  # goes nowhere
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(BadOption, match="not installed"):
         run(tmp_path / "missing", tensorboard=True)

@@ -28,6 +28,7 @@ from HARM3Logic.prepare import NO_SCHEMA, Preprocessing, prepare
 from HARM3Logic.tile_encoder import TileEncoder
 
 USUAL = (*MRI, "slide")
+OURS = ("HARM3Logic", "Training")
 FIELDS = {  # input to the tensors that are kept of it
     **dict.fromkeys(MRI, ("mri", "mri_mask", "body", "tumour")),
     "slide": ("tiles", "tile_xy_um"),
@@ -106,25 +107,30 @@ def _whole_modalities(wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in INPUTS if name in wanted or (seeing and name in MRI))
 
 
-@cache
 def code_of_prepare() -> str:
     """Hash of all code that makes a case's tensors."""
-    return hashlib.sha256("".join(source for _, source in sorted(sources().items())).encode()).hexdigest()
+    return hash_of_code("HARM3Logic.prepare")
 
 
-def sources() -> dict[str, str]:
-    """The source of `prepare` and of every module of ours that it stands on, by name."""
+@cache
+def hash_of_code(*modules: str) -> str:
+    """Hash of modules of ours and of all that they stand on."""
+    return hashlib.sha256("".join(source for _, source in sorted(sources(*modules).items())).encode()).hexdigest()
+
+
+def sources(*modules: str) -> dict[str, str]:
+    """The source of modules of ours and of every one of ours that they import, by name."""
     found: dict[str, str] = {}
-    waiting = ["HARM3Logic.prepare"]
+    waiting = list(modules)
     while waiting:
         spec = importlib.util.find_spec(waiting.pop())
         if spec is None or spec.origin is None or spec.name in found:
             continue
         found[spec.name] = Path(spec.origin).read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(found[spec.name])):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "HARM3Logic":
-                package = node.module == "HARM3Logic"
-                waiting += [f"HARM3Logic.{alias.name}" for alias in node.names] if package else [node.module]
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in OURS:
+                package = node.module in OURS
+                waiting += [f"{node.module}.{alias.name}" for alias in node.names] if package else [node.module]
     return found
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.errors import HARM3Error
-from Training import feed, optimisers, start
+from Training import feed, optimisers, start, trunks
 from Training.augment import augment
 from Training.cache import Cache
 from Training.experiment import Experiment
@@ -43,6 +43,7 @@ def train(
     out: Path,
     fabric: Fabric,
     on_epoch: Callable[[dict[str, Any]], None] = lambda row: None,
+    taught: Path | None = None,
 ) -> nn.Module:
     """Train on one split and return the model in evaluation mode; a run that was stopped goes on after its last epoch.
 
@@ -51,6 +52,7 @@ def train(
 
     Args:
         on_epoch: is given each row of `metrics.jsonl`.
+        taught: folder in which runs share the trunks that masks have taught; the outcome is the same, the epochs are run once.
 
     Raises:
         Diverged: the loss became infinite or no number; the cases of the batch are named.
@@ -61,6 +63,11 @@ def train(
     parts = _parts(trainee)
     state = {"epoch": 0, "best": math.inf, "best_epoch": 0, "micro": trainee.micro, "inner": []} | _resume(out / "state.pt", parts)
     trainee.micro = state["micro"]
+    trunk = None
+    if taught is not None and trunks.shareable(experiment):
+        trunk = trunks.place(taught, experiment, cache, split.train, fabric.device, fabric.world_size)
+        if state["epoch"] == 0 and fabric.broadcast(trunk.is_file()):
+            state["epoch"] = _take(trunk, trainee, out, on_epoch)
     left, silent = range(state["epoch"], experiment.epochs), None if fabric.is_global_zero else True
     epochs = tqdm(left, out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch", disable=silent)
     for epoch in epochs:
@@ -70,21 +77,41 @@ def train(
         losses = _epoch(trainee, cache, split.train, epoch, optimisers.decayed(experiment, epoch, state["inner"]))
         if epoch + 1 in (experiment.mask_epochs, experiment.untaught_epochs):
             _average_anew(trainee)
-        chosen = _choose(trainee, cache, split.choose, chosen_by)
-        if chosen < state["best"] and epoch >= experiment.untaught_epochs:
-            state.update(best=chosen, best_epoch=epoch)
-            if experiment.patience and fabric.is_global_zero:
-                _save(out / "best.pt", trainee.judged.state_dict())
-        state.update(epoch=epoch + 1, micro=trainee.micro, inner=[*state["inner"], chosen])
+        if epoch >= experiment.untaught_epochs:  # before, there is no answer to judge
+            losses["inner_loss"] = chosen = _choose(trainee, cache, split.choose, chosen_by)
+            state["inner"].append(chosen)
+            if chosen < state["best"]:
+                state.update(best=chosen, best_epoch=epoch)
+                if experiment.patience and fabric.is_global_zero:
+                    _save(out / "best.pt", trainee.judged.state_dict())
+        state.update(epoch=epoch + 1, micro=trainee.micro)
         if fabric.is_global_zero:
-            row = {"epoch": epoch, "seconds": time.monotonic() - began, "inner_loss": chosen, **losses}
+            row = {"epoch": epoch, "seconds": time.monotonic() - began, **losses}
             _keep(out, row, state, parts)
+            if trunk is not None and epoch + 1 == experiment.mask_epochs:
+                trunks.keep(trunk, trainee.model, read_log(out))
             on_epoch(row)
-        epochs.set_postfix({"inner": chosen, **{name: losses[name] for name in ("bce", "tumour_mask", "recon") if name in losses}})
+        epochs.set_postfix({name: losses[name] for name in ("inner_loss", "bce", "tumour_mask", "recon") if name in losses})
     fabric.barrier()
     if experiment.patience:
         trainee.judged.load_state_dict(torch.load(out / "best.pt", map_location=fabric.device, weights_only=True))
     return start.finished(experiment, trainee.judged).eval()
+
+
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """The log of a run, an epoch a row."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _take(trunk: Path, trainee: Trainee, out: Path, on_epoch: Callable[[dict[str, Any]], None]) -> int:
+    """Start with a trunk that another run has taught; the number of epochs that this saves."""
+    log = trunks.take(trunk, trainee.model)
+    _average_anew(trainee)
+    if trainee.fabric.is_global_zero:
+        for row in log:
+            _log(out / "metrics.jsonl", row, row["epoch"])
+            on_epoch(row)
+    return len(log)
 
 
 def new_trainee(experiment: Experiment, cache: Cache, rows: Sequence[int], fabric: Fabric) -> tuple[Trainee, float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +24,8 @@ from HARM3Logic.device import choose
 from HARM3Logic.errors import BadOption, HARM3Error
 from HARM3Logic.prediction import writable
 from Training import cache as caching
-from Training import cost, evaluate, page, published, side_by_side, start, train
+from Training import cost, evaluate, loop, page, published, side_by_side, start, train, trunks
+from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.folds import Split
 from Training.runs import Run, read_runs
@@ -97,14 +99,47 @@ def train_all(
     for _, experiment in experiments.values():  # once, and not in each of several processes
         start.check(experiment)
         _tensors(cases, experiment, out, external, places[0][0], wanted)
+    failed = side_by_side.run(_teachings(experiments, cases, cohort, out, tuple(external), wanted), places)
     trainings, measurements = [], []
     for label, (name, experiment) in experiments.items():
         log = out / "logs" / f"{label}.log" if len(places) > 1 else None
         trainings.append(Job(label, _train, (experiment, name, cohort, out, label, tuple(external), wanted, whole), log))
         measurements.append(Job(label, _measure, (experiment, cohort, out, label, tuple(external), wanted), log))
-    failed = side_by_side.run(trainings, places)
+    failed |= side_by_side.run(trainings, places)
     # one at a time: what is timed must not share its cores
     return failed | side_by_side.run([job for job in measurements if costs and job.name not in failed], places[:1])
+
+
+def _teachings(
+    experiments: Mapping[str, tuple[str, Experiment]],
+    cases: Sequence[Case],
+    cohort: Path,
+    out: Path,
+    external: tuple[str, ...],
+    wanted: Sequence[str],
+) -> list[Job]:
+    """The work that several rows have in common: each fold's trunk, where masks teach it alike."""
+    alike: dict[str, list[tuple[str, Experiment]]] = {}
+    for label, (_, experiment) in experiments.items():
+        if trunks.shareable(experiment):
+            alike.setdefault(trunks.recipe(experiment), []).append((label, experiment))
+    jobs = []
+    for of_group in alike.values():
+        left = [experiment for label, experiment in of_group if not (out / "runs" / label).exists()]
+        for split in train.partition(cases, left[0], False, external, False)[1] if len(left) > 1 else ():
+            name = f"trunk of fold {split.number}"
+            jobs.append(Job(name, _teach, (left[0], split.number, cohort, out, external, wanted), out / "logs" / f"{name}.log"))
+    return jobs
+
+
+def _teach(device: str, experiment: Experiment, fold: int, cohort: Path, out: Path, external: Sequence[str], wanted: Sequence[str]) -> None:
+    tensors, splits = _tensors(read_cohort(cohort), experiment, out, external, device, wanted)
+    scratch = out / "cache" / "trunks" / f"fold-{fold}"
+    split = next(split for split in splits if split.number == fold)
+    loop.train(
+        replace(experiment, epochs=experiment.mask_epochs, patience=0), tensors, split, scratch, open_fabric(device), taught=scratch.parent
+    )
+    shutil.rmtree(scratch)
 
 
 def shared(experiments: Sequence[Experiment], cases: Sequence[Case]) -> tuple[str, ...]:

@@ -67,7 +67,8 @@ def run(
         by_centre: each centre is judged by a model that saw none of it.
         tensorboard: write the losses for TensorBoard, too.
         shuffle: seed with which labels are dealt out anew among the cases, for a leak check.
-        cache: folder of prepared cases, which several runs may share; None takes `out`'s own.
+        cache: folder of prepared cases, which several runs may share, and with them the trunks that masks have taught; None takes
+            `out`'s own.
         wanted: the inputs that are prepared, where runs of several models share the cache; None takes what this model reads.
 
     Raises:
@@ -91,11 +92,10 @@ def run(
     with fabric.rank_zero_first():  # the others find everything prepared
         tensors = prepared(cases, experiment, cache or out / "cache", fabric.device.type, workers, wanted)
     told = name if shuffle is None else f"{name} on shuffled labels (seed {shuffle})"
+    taught = None if cache is None else cache / "trunks"
     for label, split in splits:
-        if tensorboard:
-            finish(experiment, told, tensors, split, out / label, fabric, _board(out / "tensorboard" / label, fabric))
-        else:
-            finish(experiment, told, tensors, split, out / label, fabric)
+        on_epoch = _board(out / "tensorboard" / label, fabric) if tensorboard else _nothing
+        finish(experiment, told, tensors, split, out / label, fabric, on_epoch, taught)
 
 
 def prepared(
@@ -174,8 +174,13 @@ def finish(
     out: Path,
     fabric: Fabric,
     on_epoch: Callable[[dict[str, Any]], None] = _nothing,
+    taught: Path | None = None,
 ) -> None:
-    """Train one split, calibrate it on its choosing cases, judge it with and without each input and write its checkpoint."""
+    """Train one split, calibrate it on its choosing cases, judge it with and without each input and write its checkpoint.
+
+    Args:
+        taught: folder of trunks that masks have taught; see `loop.train`.
+    """
     if fabric.broadcast((out / "checkpoint.safetensors").is_file()):
         fabric.print(f"{out.name}: finished before")
         if split.judge and fabric.is_global_zero and not any(out.glob(f"{WITHOUT}*.csv")):
@@ -183,7 +188,7 @@ def finish(
         return
     if experiment.lora is not None:
         fabric.print(f"{out.name}: {start.learning(experiment)}")
-    model = checkpoint.half(train(experiment, tensors, split, out, fabric, on_epoch))
+    model = checkpoint.half(train(experiment, tensors, split, out, fabric, on_epoch, taught))
     if not fabric.is_global_zero:
         return
     logit, label = logits(model, tensors, split.choose, experiment.batch_size, fabric.device)
@@ -230,7 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--schema", type=Path, metavar="FILE", help="clinical variables (JSON or TOML) in place of the experiment's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
     parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="leak check: nothing can be learned, the AUC must be 0.5")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of prepared cases, to share between runs (default: in --out)")
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="prepared cases and taught trunks, to share between runs (default: in --out)"
+    )
     parser.add_argument("--workers", type=int, help="processes that prepare cases (default: one per core)")
     asked = parser.parse_args(arguments)
     try:

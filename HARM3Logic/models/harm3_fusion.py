@@ -164,11 +164,19 @@ class HARM3Fusion(nn.Module):
         """What the model can read."""
         return MRI if self.config.attn2 == "mri_only" else (*MRI, "slide")
 
+    def mask_losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
+        """What tumour masks teach, of `trunk_parts` alone; nothing else of the network is run."""
+        return self._mri_tokens(batch)[1]
+
+    def trunk_parts(self) -> dict[str, nn.Module]:
+        """What makes the MRI tokens, by attribute."""
+        parts: dict[str, nn.Module | None] = {"trunks": self.trunks, "to_width": self.to_width, "radiomics": self.radiomics}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def hold_trunk(self, held: bool) -> None:
         """Keep what makes the MRI tokens as it is, batch statistics included, or let it learn again."""
-        for part in (self.trunks, self.to_width, self.radiomics):
-            if part is not None:
-                part.requires_grad_(not held).train(not held)
+        for part in self.trunk_parts().values():
+            part.requires_grad_(not held).train(not held)
 
     def _mri_tokens(self, batch: Batch) -> tuple[Float[Tensor, "B T S L E"], dict[str, Float[Tensor, ""]]]:
         mri, present = batch.need("mri", "mri_mask")
