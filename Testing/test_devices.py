@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from HARM3Logic.errors import BadOption
+from Training import devices
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import dataclasses, sys
@@ -87,3 +90,12 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     for name, value in single.items():
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_two_processes_do_not_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "choose", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadOption, match="2 processes were started on a machine with 1 CUDA devices"):
+        devices.open_fabric()

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from HARM3Logic.device import best_precision, choose
+from HARM3Logic.errors import BadOption
 
 PATIENCE = timedelta(days=1)  # the first process prepares the whole cohort while the others wait
 
@@ -21,11 +22,16 @@ def open_fabric(device: str = "auto") -> Fabric:
         device: auto, cpu, cuda, cuda:<i> or mps; in a group each process takes the one of its own number.
 
     Raises:
-        BadOption: the device does not exist.
+        BadOption: the device does not exist, or there are more processes than GPUs.
     """
     chosen = choose(device)
-    precision = "bf16-mixed" if best_precision(chosen) == "bfloat16" else "32-true"
     local, nodes = group(os.environ)
+    if chosen.type == "cuda" and local > torch.cuda.device_count():
+        raise BadOption(
+            f"{local} processes were started on a machine with {torch.cuda.device_count()} CUDA devices; each needs its own.",
+            f"Use --nproc-per-node {torch.cuda.device_count()} or --device cpu.",
+        )
+    precision = "bf16-mixed" if best_precision(chosen) == "bfloat16" else "32-true"
     if local * nodes == 1:
         devices = 1 if chosen.index is None else [chosen.index]
         fabric = Fabric(accelerator=chosen.type, devices=devices, precision=precision)

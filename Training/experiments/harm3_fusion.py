@@ -1,6 +1,6 @@
 """HARM3-Fusion.
 
-harm3 phantom --cases 760 --seed 1 --out runs/phantoms
+harm3 phantom --cases 1060 --seed 1 --out runs/phantoms
 python -m Training.train harm3_fusion:compact --cohort runs/phantoms/cohort.csv --out runs/demo --whole
 """
 
