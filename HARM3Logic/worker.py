@@ -1,6 +1,7 @@
 """The worker: jobs as JSON lines on stdin, events as JSON lines with the prefix `@harm3 ` on stdout, one warm model.
 
     in   {"job": "1", "kind": "predict", "case": "case.json", "out": "folder", "checkpoint": null, "device": "auto", "ignore_masks": false}
+          ("viewer": false leaves the slide viewer out)
          {"job": "2", "kind": "batch", "cohort": "cohort.csv", "out": "folder", and as above}
          {"job": "3", "kind": "phantom", "out": "folder", "seed": 2024}
          {"job": "4", "kind": "check"}
@@ -26,25 +27,27 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from HARM3Logic import __version__, card
 from HARM3Logic.case import MRI, Case
-from HARM3Logic.errors import BadOption, Cancelled, HARM3Error, OutOfMemory
+from HARM3Logic.errors import BadOption, HARM3Error, OutOfMemory
+from HARM3Logic.job import Job, Way
 
 if TYPE_CHECKING:
     from HARM3Logic.predict import Predictor
+    from HARM3Logic.slide_view import SlideView
 
 PREFIX = b"@harm3 "
 PROTOCOL = 1
 BEAT_S = 2.0
 GRACE_S = 3.0  # after stdin has closed, for a job to notice
-FIRST_S = {"loading": 8.0, "reading": 0.4, "registering": 1.0, "encoding": 1.5, "predicting": 0.8, "writing": 0.6}  # a phantom on 2 cores
-ABRUPT = ("loading", "registering", "making")  # stages a library does in one go: a cancel would be heard only at their end
-ABRUPT_S = 1.0  # whoever cancels need not wait longer than this for an answer, and may end the process
+DRAWING = "drawing the slide viewer"
+# seconds of a phantom on 2 cores, by the first word of a stage
+FIRST_S = {"loading": 8.0, "reading": 0.4, "registering": 1.0, "encoding": 1.5, "predicting": 0.8, "writing": 0.6, "drawing": 2.0}
 NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory", "failed to allocate memory")
 
 
@@ -74,93 +77,6 @@ def serve() -> NoReturn:
     os._exit(0)  # taking torch's threads down in order takes seconds
 
 
-class _Way:
-    """How far a job is, judged by what each of its stages took the last time.
-
-    Args:
-        expected: stage to seconds; stages may also run side by side.
-        known: they were measured, so that the remaining time means something.
-    """
-
-    def __init__(self, expected: dict[str, float], known: bool) -> None:
-        self.expected, self.known = expected, known
-        self.taken: dict[str, float] = {}
-        self._stage, self._share, self._shared = "", 0.0, 0.0  # the share that is done, and when it was told
-        self._first: dict[str, tuple[float, float]] = {}  # stage to when it was first told, and its share then
-        self._started = self._entered = time.monotonic()
-        self._value = 0.0
-
-    def enter(self, stage: str, share: float = 0.0) -> None:
-        now = time.monotonic()
-        if stage != self._stage:
-            self.taken[self._stage] = self.taken.get(self._stage, 0.0) + now - self._entered
-            self._stage, self._entered = stage, now
-            self._first.setdefault(stage, (now, share))
-        self._share, self._shared = share, now
-
-    def look(self) -> dict[str, float | None]:
-        """The values of a progress event; the seconds only where there is something to judge them by."""
-        now = time.monotonic()
-        begun, before = self._first.get(self._stage, (self._started, 0.0))
-        gained = self._share - before
-        if gained > 0:
-            own = (self._shared - begun) * (1 - self._share) / gained - (now - self._shared)
-        else:
-            own = self.expected.get(self._stage, 0.0) * (1 - self._share) - (now - begun)
-        left = max(own, 0.0) + sum(s for name, s in self.expected.items() if name != self._stage and name not in self.taken)
-        elapsed = now - self._started
-        if left:
-            self._value = max(self._value, elapsed / (elapsed + left))
-        return {"value": self._value, "remaining_s": left if self.known or gained > 0 else None}
-
-
-class _Job:
-    """A job and the way back to whoever gave it."""
-
-    def __init__(self, values: dict[str, Any], send: Callable[[dict[str, Any]], None]) -> None:
-        self.values = values
-        self.id, self.kind = values.get("job"), values.get("kind")
-        self.cancelled = threading.Event()
-        self.way: _Way | None = None
-        self._looking = threading.Lock()  # the values go out in the order in which they were seen
-        self._send = send
-
-    def tell(self, event: str, values: dict[str, Any]) -> None:
-        self._send({"event": event, "job": self.id, **values})
-
-    def on_event(self, event: str, values: dict[str, Any]) -> None:
-        """The listener of the libraries: passes on, and stops the work of a cancelled job."""
-        if self.cancelled.is_set():
-            raise Cancelled("the job was cancelled.")
-        if event == "stage":
-            verb = str(values.get("name", "")).rpartition(": ")[2].partition(" ")[0]  # a batch puts the case before it
-            values = {**values, "grace_s": ABRUPT_S} if verb in ABRUPT else values
-        if self.way is None or event == "stage":
-            self.tell(event, values)
-        if self.way is not None:
-            with self._looking:
-                self.way.enter(str(values.get("name", values.get("stage", ""))), float(values.get("value", 0.0)))
-                self.tell("progress", self.way.look())
-
-    def beat(self) -> None:
-        with self._looking:
-            if self.way is None:
-                self.tell("alive", {})
-            else:
-                self.tell("progress", self.way.look())
-
-    def text(self, key: str) -> str:
-        """A value that must be there.
-
-        Raises:
-            BadOption: it is not.
-        """
-        value = self.values.get(key)
-        if not isinstance(value, str) or not value:
-            raise BadOption(f"job {self.id!r} of kind {self.kind!r} has {value!r} as {key!r}; a text is wanted.", "Correct the job.")
-        return value
-
-
 class Worker:
     """Does the jobs whose lines it takes, one after the other.
 
@@ -170,9 +86,9 @@ class Worker:
 
     def __init__(self, events: BufferedIOBase) -> None:
         self._events, self._writing = events, threading.Lock()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._open: dict[Any, _Job] = {}  # waiting or at work
-        self._current: _Job | None = None
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._open: dict[Any, Job] = {}  # waiting or at work
+        self._current: Job | None = None
         self._closed = threading.Event()
         self._predictor: Predictor | None = None
         self._made_of: tuple[Any, ...] = ()
@@ -193,7 +109,7 @@ class Worker:
             if job is not None:
                 job.cancelled.set()
         else:
-            self._open[values["job"]] = job = _Job(values, self._send)
+            self._open[values["job"]] = job = Job(values, self._send)
             self._jobs.put(job)
 
     def close(self) -> None:
@@ -220,7 +136,7 @@ class Worker:
             if job is not None:
                 job.beat()
 
-    def _do(self, job: _Job) -> None:
+    def _do(self, job: Job) -> None:
         try:
             if job.kind not in self._kinds:
                 raise BadOption(f"job {job.id!r} is of kind {job.kind!r}; {', '.join(self._kinds)} are known.", "Update HARM3Slicer.")
@@ -246,7 +162,7 @@ class Worker:
             if not self._closed.is_set():
                 self.close()
 
-    def _ready(self, job: _Job) -> Predictor:
+    def _ready(self, job: Job) -> Predictor:
         """The warm predictor, made again when the job wants another checkpoint or device."""
         path = Path(job.values.get("checkpoint") or card.default()).resolve()
         device = job.values.get("device") or "auto"
@@ -261,27 +177,32 @@ class Worker:
             self._predictor, self._made_of = Predictor(path, device), wanted
         return self._predictor
 
-    def _predict(self, job: _Job) -> dict[str, Any]:
+    def _predict(self, job: Job) -> dict[str, Any]:
         case, out = Case.read(job.text("case")), Path(job.text("out")).absolute()
         names = ["loading the model"] * (self._predictor is None)
         names += ["reading the slide", "encoding tiles"] * ("slide" in case.inputs)
         names += [f"{verb} {name}" for verb in ("reading", "registering") for name in MRI if name in case.inputs]
         names += ["predicting", "writing the report", "writing the results"]
-        job.way = way = _Way(self._expected or {name: FIRST_S[name.split()[0]] for name in names}, bool(self._expected))
+        names += [DRAWING] * ("slide" in case.inputs)
+        job.way = way = Way(self._expected or {name: FIRST_S[name.split()[0]] for name in names}, bool(self._expected))
         predictor = self._ready(job)
+        from HARM3Logic import viewer
         from HARM3Logic.predict import keeping_mask, writable
 
+        viewing = "slide" in case.inputs and job.values.get("viewer", True) is not False and viewer.installed()
+        if not viewing:
+            way.expected.pop(DRAWING, None)
         with keeping_mask(writable(out)):
             prediction = predictor(case, ignore_masks=bool(job.values.get("ignore_masks")), on_event=job.on_event)
         for warning in prediction.values["warnings"]:
             job.tell("warning", warning)
         job.on_event("stage", {"name": "writing the results"})
-        prediction.write(out)
+        prediction.write(out, partial(_draw, job) if viewing else None)
         way.enter("")
         self._expected = {name: seconds for name, seconds in way.taken.items() if name not in ("", "loading the model")}
         return {"prediction": str(out / "prediction.json"), "device": str(predictor.device)}
 
-    def _batch(self, job: _Job) -> dict[str, Any]:
+    def _batch(self, job: Job) -> dict[str, Any]:
         from HARM3Logic.cohort import read_cohort
 
         cases, out = read_cohort(Path(job.text("cohort"))), Path(job.text("out")).absolute()
@@ -301,7 +222,17 @@ class Worker:
         return {"predictions": str(table) if table.is_file() else None, "failures": failures, "device": str(predictor.device)}
 
 
-def _phantom(job: _Job) -> dict[str, Any]:
+def _draw(job: Job, view: SlideView, folder: Path, case_id: str) -> bool:
+    """`viewer.write_viewer`, told as a stage of its own: on a large slide it takes the longest of all files."""
+    from HARM3Logic import viewer
+
+    job.on_event("stage", {"name": DRAWING})
+    drawn = viewer.write_viewer(view, folder, case_id)
+    job.on_event("stage", {"name": "writing the results"})
+    return drawn
+
+
+def _phantom(job: Job) -> dict[str, Any]:
     out, seed = Path(job.text("out")).absolute(), job.values.get("seed", 2024)
     if not isinstance(seed, int) or seed < 0:
         raise BadOption(f"seed is {seed!r}; a whole number from 0 on is wanted.", "Correct it.")
@@ -313,7 +244,7 @@ def _phantom(job: _Job) -> dict[str, Any]:
     return {"case": str(out / f"PH-{seed}-0000" / "case.json")}
 
 
-def _info(job: _Job) -> dict[str, Any]:
+def _info(job: Job) -> dict[str, Any]:
     path = Path(job.values.get("checkpoint") or card.default())
     header = card.read_header(path)
     job.on_event("stage", {"name": "checking the checkpoint"})
@@ -323,7 +254,7 @@ def _info(job: _Job) -> dict[str, Any]:
     return {"card": header, "sha256": checkpoint.file_sha256(path)}
 
 
-def _check(job: _Job) -> dict[str, Any]:
+def _check(job: Job) -> dict[str, Any]:
     """What this computer has; what it lacks is None, and `problems` says why."""
     from importlib import import_module
     from importlib.metadata import PackageNotFoundError, version

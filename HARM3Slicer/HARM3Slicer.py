@@ -98,9 +98,11 @@ class HARM3SlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self) -> None:
         self.initializeParameterNode()
         self.panel.parts["HeatmapsPart"].enter()
+        self.panel.views.enter()
 
     def exit(self) -> None:
         self.panel.parts["HeatmapsPart"].leave()
+        self.panel.views.leave()
         self.panel.setParameters(None)
 
     def initializeParameterNode(self) -> None:

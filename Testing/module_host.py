@@ -40,7 +40,7 @@ class Opened:
         return self.logic.work.runner
 
     def use_fake_workers(self, logic: Any) -> None:
-        logic.work.runner.client._makeTransport = self.make_worker
+        logic.work.runner.client.link.makeTransport = self.make_worker
         logic.work.checkPackages = False
 
     def make_worker(self) -> Any:

@@ -36,15 +36,22 @@ def main() -> None:
         host.wait(lambda: not logic.work.runner.busy, 300)
         if logic.work.runner.failure is not None:
             raise SystemExit(f"screenshots: {logic.work.runner.failure.message}")
-        host.process_events(200)
+        settle(host, widget)
         host.grab(widget.parent, out / "panel.png", width=PANEL_PX)
         views(host, out / "views.png")
         widget.ui.outlineCheckBox.click()
-        host.process_events(100)
+        settle(host, widget)
         views(host, out / "outlines.png")
         print(*(out / name for name in ("running.png", "panel.png", "views.png", "outlines.png")), sep="\n")
     finally:
         host.close()
+
+
+def settle(host: Any, widget: Any) -> None:
+    """Wait until the views look as the widgets say."""
+    views = widget.panel.views
+    host.wait(lambda: views.display is not None and not views._timer.active, 60)
+    host.process_events(200)
 
 
 def views(host: Any, path: Path) -> None:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "HARM3Slicer"))
 from HARM3SlicerLib import layout, scene
 from HARM3SlicerLib.heatmaps import HeatmapDisplay
 from HARM3SlicerLib.volumes import addVolume, imageArray, worldMatrix
-from prediction_folder import PEAK, grid, oblique_volume, write_prediction
+from prediction_folder import PEAK, grid, oblique_volume, write_nrrd, write_prediction
 from slice_views import SliceViews
 
 TAGS = list(layout.TAGS.items())
@@ -147,6 +147,28 @@ def test_the_slide_is_upright_and_its_tile_lies_on_its_pixels(views: SliceViews,
     rows, columns = np.nonzero(changed)
     x, y = views["slide"].pixel(scene.tilePoint(run.values, run.values["tiles"][0]))
     assert (columns.mean(), rows.mean()) == pytest.approx((x, y), abs=1.5)
+
+
+def test_the_attention_is_drawn_tile_by_tile(views: SliceViews, tmp_path: Path) -> None:
+    nodes = write_prediction(tmp_path, "tiles")
+    tiles = np.zeros((3, 4), np.float32)
+    tiles[2, 3] = 1
+    matrix = np.diag([-1.0, -1.0, 1.0, 1.0])
+    matrix[:2, 3] = -0.45  # the middle of the first tile of 1 mm; 0 is the middle of the first thumbnail pixel
+    write_nrrd(tmp_path / "slide_attention_tiles.nrrd", tiles[None], matrix)
+    run = scene.loadRun(tmp_path, nodes)
+    assert run.attention.GetImageData().GetDimensions() == (4, 3, 1)
+    assert run.slide.GetImageData().GetDimensions() == (40, 30, 1)
+    middle = (worldMatrix(run.attention) @ [3, 2, 0, 1])[:3]
+    assert middle == pytest.approx(scene.tilePoint(run.values, run.values["tiles"][0]))
+    layout.show(run)
+    run.tiles.GetDisplayNode().SetVisibility(False)
+    picture = views.grab("slide")
+    HeatmapDisplay(run).apply()
+    rows, columns = np.nonzero(np.abs(views.grab("slide").astype(int) - picture).sum(axis=2) > 30)
+    x, y = views["slide"].pixel(middle)
+    assert (columns.mean(), rows.mean()) == pytest.approx((x, y), abs=1.5)
+    assert np.ptp(columns) == pytest.approx(np.ptp(rows), abs=2)
 
 
 def test_a_row_of_the_ranking_moves_only_the_slide(views: SliceViews, run: scene.Run) -> None:

@@ -199,7 +199,7 @@ def test_a_worker_that_does_not_start_is_told(it: Opened, tmp_path: Path) -> Non
         def closeInput(self) -> None: ...
         def killTree(self, pid: int | None) -> None: ...
 
-    it.runner.client._makeTransport = Dead
+    it.runner.client.link.makeTransport = Dead
     it.load_sample(tmp_path)
     it.ui.predictButton.click()
     it.idle()

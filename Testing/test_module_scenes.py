@@ -140,6 +140,54 @@ def test_save_report_writes_what_its_ending_says(it: Opened, tmp_path: Path) -> 
     assert json.loads((tmp_path / "values.json").read_text())["probability"] == 0.62
 
 
+def test_a_saved_report_has_no_links_to_what_stays_behind(it: Opened, tmp_path: Path) -> None:
+    it.load_sample(tmp_path / "in")
+    it.predict()
+    folder = Path(it.widget.panel.result["folder"])
+    page = '<p>Tiles. <a href="slide.html">Walk about in the slide</a>.</p>'
+    page += '<a href="slide.html#tile=1"><img src="data:x"></a><a href="#top">up</a>'
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    saved = it.widget.panel.parts["ReportPart"].save(tmp_path / "kept.html")
+    assert saved.read_text(encoding="utf-8") == '<p>Tiles.</p><img src="data:x"><a href="#top">up</a>'
+
+
+def test_the_slide_viewer_opens_where_there_is_one(it: Opened, tmp_path: Path) -> None:
+    assert it.ui.openSlideViewerButton._raw.isHidden()
+    it.load_sample(tmp_path / "in")
+    it.predict()
+    assert it.ui.openSlideViewerButton._raw.isHidden()
+    page = Path(it.widget.panel.result["folder"]) / "slide.html"
+    page.touch()
+    it.widget.panel.updateGUI()
+    assert not it.ui.openSlideViewerButton._raw.isHidden()
+    it.ui.openSlideViewerButton.click()
+    assert it.host.opened_urls == [page.as_uri()]
+
+
+def test_other_modules_get_the_layout_from_before(it: Opened, tmp_path: Path) -> None:
+    node = slicer.app.layoutManager().layoutLogic().GetLayoutNode()
+    node.SetViewArrangement(3)
+    it.load_sample(tmp_path / "in")
+    it.predict()
+    assert node.GetViewArrangement() == 571
+    it.host.enter("")
+    assert node.GetViewArrangement() == 3
+    it.host.enter("HARM3Slicer")
+    assert node.GetViewArrangement() == 571
+    it.host.enter("")
+    node.SetViewArrangement(4)  # the user's own choice stays
+    it.host.enter("HARM3Slicer")
+    assert node.GetViewArrangement() == 4
+
+
+def test_the_name_of_a_case_may_have_several_words(it: Opened) -> None:
+    for text in ("HN", "HN ", "HN 1"):
+        it.ui.caseIdLineEdit.text = text
+        it.host.process_events(5)
+        assert it.ui.caseIdLineEdit.text == text
+    assert it.parameters.caseId == "HN 1"
+
+
 def test_a_prediction_never_holds_the_event_loop(it: Opened, tmp_path: Path) -> None:
     """100 ms of work at most between two turns of the event loop; the rest of what is allowed here are the host's own slow selectors."""
     import qt

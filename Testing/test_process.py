@@ -165,7 +165,7 @@ def test_huge_lines(play: Play) -> None:
     assert len(play.client.log[-1]) < 2 * process.LOG_CHARACTERS
     assert "3000000 characters" in play.client.log[-1]
     play.say(*[b"z" * (1 << 20)] * 40)  # never a newline: memory stays bounded
-    assert len(play.client._output._buffer) <= protocol.LONGEST_LINE + (1 << 20)
+    assert len(play.client.link.output._buffer) <= protocol.LONGEST_LINE + (1 << 20)
     play.say(b"\n".join(b"%d" % k for k in range(10_000)) + b"\n")
     assert len(play.client.log) == process.LOG_LINES
     assert play.client.log[-1] == "9999"

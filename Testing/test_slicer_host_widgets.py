@@ -105,6 +105,47 @@ def test_a_collapsed_section_hides_its_contents(ctk, qt):
     assert not shown.visible
     section.collapsed = False
     assert shown.visible and not hidden.visible
+    section.collapsed = True
+    shown.visible, hidden.visible = False, True
+    assert not shown.visible and not hidden.visible
+    section.collapsed = False
+    assert not shown.visible and hidden.visible
+
+
+def test_a_collapsed_section_keeps_some_height(ctk, qt):
+    section = ctk.ctkCollapsibleButton()
+    section.collapsed = True
+    kept = section.sizeHint().height()
+    assert section.maximumHeight == kept
+    section.collapsedHeight = 0
+    assert (section.sizeHint().height(), section.maximumHeight) == (kept - 14, kept)  # the bound is set when it collapses
+    section.collapsed = False
+    section.collapsed = True
+    assert section.maximumHeight == kept - 14
+
+
+def test_a_setting_key_brings_the_last_path_back(ctk, qt):
+    first = ctk.ctkPathLineEdit()
+    first.settingKey = "tests/path"
+    first.currentPath = "/data/one.csv"
+    assert first.currentPath == "/data/one.csv"
+    first.addCurrentPathToHistory()
+    second = ctk.ctkPathLineEdit()
+    second.settingKey = "tests/path"
+    assert second.currentPath == "/data/one.csv"
+
+
+def test_a_ui_file_names_values_that_exist(host, tmp_path):
+    text = """<ui version="4.0"><class>P</class><widget class="QWidget" name="P"><layout class="QVBoxLayout" name="l"><item>
+    <widget class="ctkPathLineEdit" name="edit">
+    <property name="filters"><set>ctkPathLineEdit::Dirs|ctkPathLineEdit::VALUE</set></property></widget></item></layout></widget></ui>"""
+    path = tmp_path / "p.ui"
+    path.write_text(text.replace("VALUE", "NoDotDot"))
+    widget = slicer.util.loadUI(str(path))
+    assert slicer.util.childWidgetVariables(widget).edit.filters == 0x4001
+    path.write_text(text.replace("VALUE", "Folders"))
+    with pytest.raises(RuntimeError, match="Folders"):
+        slicer.util.loadUI(str(path))
 
 
 # Node selectors

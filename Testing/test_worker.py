@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from HARM3Logic import card, predict, predict_cohort, worker
+from HARM3Logic import card, predict, predict_cohort, viewer, worker
+from HARM3Logic import job as job_module
 from HARM3Logic.errors import BadSlide, HARM3Error
 from HARM3Logic.worker import Worker
 
@@ -48,6 +49,7 @@ class FakePredictor:
     """Takes the place of model and encoder; goes the way of `prepare` in a moment."""
 
     made: ClassVar[list["FakePredictor"]] = []
+    drawn: ClassVar[list[bool]] = []
     fails: Exception | None = None
     device = "cpu"
 
@@ -66,15 +68,17 @@ class FakePredictor:
 
     values: ClassVar = {"warnings": [{"code": "slide_blurred", "message": "slide: blurred."}]}
 
-    def write(self, out: Path) -> None:
+    def write(self, out: Path, viewer: Callable[..., bool] | None = None) -> None:
         out.mkdir(parents=True, exist_ok=True)
+        FakePredictor.drawn.append(viewer is not None and viewer("the slide", out, "A"))
         (out / "prediction.json").write_text("{}")
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakePredictor]:
     monkeypatch.setattr(predict, "Predictor", FakePredictor)
-    FakePredictor.made, FakePredictor.fails = [], None
+    monkeypatch.setattr(viewer, "installed", lambda: False)
+    FakePredictor.made, FakePredictor.fails, FakePredictor.drawn = [], None, []
     return FakePredictor
 
 
@@ -99,14 +103,25 @@ def test_a_prediction_tells_its_way_and_ends_with_its_file(fake: type[FakePredic
     assert fake.made[0].path == card.default()
 
 
+def test_the_slide_viewer_is_a_stage_of_its_own(fake: type[FakePredictor], job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(viewer, "write_viewer", lambda view, folder, case_id: (view, case_id) == ("the slide", "A"))
+    events(job)
+    monkeypatch.setattr(viewer, "installed", lambda: True)
+    found = events(job)
+    events({**job, "viewer": False})
+    assert fake.drawn == [False, True, False]
+    stages = [(event["name"], event.get("grace_s")) for event in found if event["event"] == "stage"]
+    assert stages[-3:] == [("writing the results", None), ("drawing the slide viewer", job_module.ABRUPT_S), ("writing the results", None)]
+
+
 def test_stages_that_hear_no_cancel_say_so() -> None:
     stream = io.BytesIO()
-    made = worker._Job({"job": "1", "kind": "batch"}, Worker(stream)._send)
+    made = job_module.Job({"job": "1", "kind": "batch"}, Worker(stream)._send)
     names = ("registering t1_pre", "HN-1: x (2 of 4): registering t1_pre", "loading the model", "making the sample case", "predicting", "")
     for name in names:
         made.on_event("stage", {"name": name})
     told = [json.loads(line[len(worker.PREFIX) :]) for line in stream.getvalue().splitlines()]
-    assert [event.get("grace_s") for event in told] == [worker.ABRUPT_S] * 4 + [None] * 2
+    assert [event.get("grace_s") for event in told] == [job_module.ABRUPT_S] * 4 + [None] * 2
 
 
 def test_the_model_stays_warm_until_something_else_is_wanted(fake: type[FakePredictor], job: dict[str, Any], tmp_path: Path) -> None:
@@ -224,7 +239,7 @@ def test_a_batch_takes_the_warm_model_and_names_its_table(
 def test_the_way_goes_on_by_the_measured_share(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(worker.time, "monotonic", lambda: now[0])
-    way = worker._Way({"reading": 2.0, "encoding tiles": 2.0, "predicting": 4.0}, known=False)
+    way = job_module.Way({"reading": 2.0, "encoding tiles": 2.0, "predicting": 4.0}, known=False)
     way.enter("reading")
     assert way.look() == {"value": 0.0, "remaining_s": None}
     now[0] = 2.0

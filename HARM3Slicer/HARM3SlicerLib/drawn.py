@@ -136,6 +136,7 @@ class Drawn:
         _onlyDraws(model)
         display = model.GetDisplayNode()
         display.SetColor(*color)
+        display.SetVisibility(False)  # until all lines are made and the colours go
         display.SetVisibility2D(True)
         display.SetVisibility3D(False)
         display.SetSliceIntersectionThickness(2)

@@ -92,15 +92,25 @@ def showSteps(run: Any, inputs: Mapping[str, Any] | None = None) -> Generator[st
     return said
 
 
-def restore() -> None:
-    """Bring back the layout that was there before `show`, unless the user has chosen another one since."""
+def restore() -> int | None:
+    """Bring back the layout that was there before `show`, unless the user has chosen another one since; None then, else its number."""
     node = layoutNode()
     previous = node.GetAttribute(PREVIOUS) if node is not None else None
     if previous is None:
-        return
+        return None
     node.RemoveAttribute(PREVIOUS)
-    if node.GetViewArrangement() == LAYOUT_ID:
-        _arrange(int(previous))
+    if node.GetViewArrangement() != LAYOUT_ID:
+        return None
+    _arrange(int(previous))
+    return int(previous)
+
+
+def comeBack(previous: int) -> None:
+    """Undo a `restore` that gave this number, unless the user has chosen another layout since."""
+    node = layoutNode()
+    if node is not None and node.GetViewArrangement() == previous:
+        node.SetAttribute(PREVIOUS, str(previous))
+        _arrange(LAYOUT_ID)
 
 
 def tags(names: Any) -> dict[str, str]:

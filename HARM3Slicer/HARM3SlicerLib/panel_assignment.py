@@ -12,7 +12,7 @@ import qt
 
 from HARM3SlicerLib import roles, words
 from HARM3SlicerLib.jobs import Job, Steps
-from HARM3SlicerLib.part import Part, showText
+from HARM3SlicerLib.part import Part, showIf, showText
 
 NOTHING = "(none)"
 
@@ -30,14 +30,14 @@ class AssignmentPart(Part):
         table.verticalHeader().hide()
         table.horizontalHeader().setSectionResizeMode(0, qt.QHeaderView.ResizeToContents)
         table.horizontalHeader().setSectionResizeMode(1, qt.QHeaderView.Stretch)
-        ui.assignmentFrame.visible = False
+        showIf(ui.assignmentFrame, False)
         self.connect(ui.loadCaseButton, "clicked()", self.onLoadCase)
         self.connect(ui.loadAssignmentButton, "clicked()", self.onLoad)
         self.connect(ui.cancelAssignmentButton, "clicked()", self.onDiscard)
 
     def update(self) -> None:
         self.ui.loadAssignmentButton.enabled = not self.panel.runner.busy
-        self.ui.assignmentFrame.visible = self.assignment is not None
+        showIf(self.ui.assignmentFrame, self.assignment is not None)
 
     def onLoadCase(self) -> None:
         folder = qt.QFileDialog.getExistingDirectory(self.panel.widget, "Folder with the images of one patient")
@@ -88,7 +88,7 @@ class AssignmentPart(Part):
             f"<b>{escape(assignment.folder.name)}</b>: which image is which? Rest the mouse on a name for the reason.",
         )
         showText(self.ui.assignmentWarningsLabel, doubts)
-        self.ui.assignmentWarningsLabel.visible = bool(doubts)
+        showIf(self.ui.assignmentWarningsLabel, bool(doubts))
         self.assignment = assignment
         self.panel.updateGUI()
 

@@ -8,7 +8,7 @@ from typing import Any
 import qt
 
 from HARM3SlicerLib.batch import cells, readRows
-from HARM3SlicerLib.part import Part, showName, showPath, showText
+from HARM3SlicerLib.part import Part, showIf, showName, showPath, showText
 
 TITLES = ("Case", "Prob.", "Interval", "Response", "Truth")
 
@@ -92,8 +92,8 @@ class BatchPart(Part):
         failures = self.panel.work.batchFailures
         said = f"{len(rows)} predicted" + (f", {len(failures)} failed: {failures[0]}" if failures else "") + "." if rows or failures else ""
         showText(ui.batchLabel, said)
-        ui.batchLabel.visible = bool(said)
-        table.visible = bool(rows)
+        showIf(ui.batchLabel, bool(said))
+        showIf(table, bool(rows))
         if rows == self._shown:
             return
         first = 0 if self._shown is None or rows[: len(self._shown)] != self._shown else len(self._shown)

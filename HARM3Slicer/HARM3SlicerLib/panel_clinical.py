@@ -10,7 +10,7 @@ import slicer
 
 from HARM3SlicerLib import clinical
 from HARM3SlicerLib.parameters import POINT, jsonObject
-from HARM3SlicerLib.part import Part
+from HARM3SlicerLib.part import Part, showIf
 
 NOT_KNOWN = "not known"
 
@@ -27,8 +27,8 @@ class ClinicalPart(Part):
     def update(self) -> None:
         wanted = self.panel.wanted
         self._build(wanted.variables)
-        self.ui.clinicalForm.visible = wanted.asksFor("clinical")
-        self.ui.clinicalTableFrame.visible = bool(wanted.variables)
+        showIf(self.ui.clinicalForm, wanted.asksFor("clinical"))
+        showIf(self.ui.clinicalTableFrame, bool(wanted.variables))
         self._show(jsonObject(self.parameters.clinical))
 
     def onChange(self) -> None:

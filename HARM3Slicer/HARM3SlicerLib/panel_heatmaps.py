@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import qt
@@ -11,10 +12,11 @@ import slicer
 
 from HARM3SlicerLib import words
 from HARM3SlicerLib.jobs import SLICE_S
-from HARM3SlicerLib.part import Part, showText
+from HARM3SlicerLib.part import Part, showIf, showText
 from HARM3SlicerLib.steps import named
 
 ROW_PX = 22
+MOST_ROWS = 12  # of the tiles; more are scrolled
 
 
 class Views:
@@ -28,6 +30,7 @@ class Views:
         self.display: Any = None  # a heatmaps.HeatmapDisplay
         self.linking = ""  # how the views are linked, in a sentence
         self._onError = onError
+        self._left: int | None = None  # the layout that came back when the user left the module
         self._wanted: dict[str, Any] = {}  # the newest look the widgets ask for
         self._steps: Iterator[str] | None = None
         self._timer = qt.QTimer()
@@ -60,7 +63,22 @@ class Views:
 
     def forget(self) -> None:
         self._rest()
-        self.display, self.linking = None, ""
+        self.display, self.linking, self._left = None, "", None
+
+    def leave(self) -> None:
+        """The user opens another module: give it the layout from before."""
+        from HARM3SlicerLib import layout
+
+        left = layout.restore()
+        self._left = self._left if left is None else left
+
+    def enter(self) -> None:
+        """The user comes back to the module, and the views with them."""
+        from HARM3SlicerLib import layout
+
+        left, self._left = self._left, None
+        if left is not None and self._isThere():
+            layout.comeBack(left)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -145,7 +163,7 @@ class HeatmapsPart(Part):
         ui.blinkButton.text = "Hide (B)" if parameters.heatVisible else "Show (B)"
         share = words.heatShare(values) if values else ""
         showText(ui.heatShareLabel, " ".join(text for text in (share, self.panel.views.linking) if text))
-        ui.heatShareLabel.visible = bool(share)
+        showIf(ui.heatShareLabel, bool(share))
         if there != self._hadResult:
             self._hadResult = there
             ui.heatmapsSection.collapsed = not there
@@ -202,9 +220,11 @@ class SlidePart(Part):
         table.verticalHeader().setDefaultSectionSize(ROW_PX)
         table.horizontalHeader().setSectionResizeMode(qt.QHeaderView.Stretch)
         self.connect(table, "itemSelectionChanged()", self.onTile)
+        self.connect(self.ui.openSlideViewerButton, "clicked()", self.onOpenViewer)
 
     def update(self) -> None:
         values = self.panel.result
+        showIf(self.ui.openSlideViewerButton, bool(values) and self._viewer().is_file())
         if values is self._shown:
             return
         self._shown = values
@@ -219,9 +239,17 @@ class SlidePart(Part):
                 table.setItem(i, column, item)
         table.clearSelection()
         table.blockSignals(False)
+        table.minimumHeight = table.maximumHeight = (min(len(tiles), MOST_ROWS) + 1) * ROW_PX + 2  # one is the header
         self.ui.slideSection.collapsed = not tiles
-        table.visible = bool(tiles)
+        showIf(table, bool(tiles))
         showText(self.ui.tilesLabel, "Tiles with most attention; a click jumps to the tile." if tiles else "No slide in this prediction.")
+
+    def onOpenViewer(self) -> None:
+        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(self._viewer())))
+
+    def _viewer(self) -> Path:
+        """The page beside the prediction, which the worker writes where the page's library is installed."""
+        return Path(self.panel.result.get("folder", "")) / "slide.html"
 
     def onTile(self) -> None:
         from HARM3SlicerLib import layout

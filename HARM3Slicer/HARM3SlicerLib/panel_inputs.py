@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 from HARM3SlicerLib.choice import inputsOf
 from HARM3SlicerLib.parameters import NODES, POINT
-from HARM3SlicerLib.part import Part, showName, showPath, showText
+from HARM3SlicerLib.part import Part, showIf, showName, showPath, showText
 from HARM3SlicerLib.words import AMBER
 
 
@@ -28,7 +29,7 @@ class InputsPart(Part):
         if self._shown is not wanted:
             self._follow(wanted)
         showPath(ui.slidePathLineEdit, parameters.slide)
-        if ui.caseIdLineEdit.text != parameters.caseId:
+        if ui.caseIdLineEdit.text.strip() != parameters.caseId:  # a space at the end is on its way to the next word
             ui.caseIdLineEdit.text = parameters.caseId
         for member in (*NODES.values(), POINT):
             node = getattr(parameters, member)
@@ -36,8 +37,8 @@ class InputsPart(Part):
         showName(ui.slidePathLineEdit, parameters.slide, self._tips)
         given = self.panel.given()
         hint = self.panel.lacking() or (wanted.left(given) if given else "")
-        showText(ui.inputsHintLabel, f"<span style='color:{AMBER}'>{hint}</span>" if hint else "")
-        ui.inputsHintLabel.visible = bool(hint)
+        showText(ui.inputsHintLabel, f"<span style='color:{AMBER}'>{escape(hint, quote=False)}</span>" if hint else "")
+        showIf(ui.inputsHintLabel, bool(hint))
 
     def onCaseId(self, text: str) -> None:
         self.set("caseId", text.strip())
@@ -66,7 +67,7 @@ class InputsPart(Part):
         shown["slideFrame"] = asks("slide")
         shown["ignoreMasksCheckBox"] = bool(wanted.masks)
         for name, visible in shown.items():
-            getattr(ui, name).visible = visible
+            showIf(getattr(ui, name), visible)
 
 
 def givenInputs(parameters: Any, wanted: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
 import qt
@@ -11,7 +12,7 @@ import qt
 from HARM3Logic import card
 from HARM3Logic.errors import HARM3Error
 from HARM3SlicerLib import words
-from HARM3SlicerLib.part import Part, showName, showPath, showText
+from HARM3SlicerLib.part import Part, showIf, showName, showPath, showText
 from HARM3SlicerLib.wanted import Wanted
 
 CHUNK = 1 << 21  # bytes hashed in one turn of the event loop
@@ -46,13 +47,13 @@ class ModelPart(Part):
         ui.checkComputerButton.enabled = not self.panel.runner.busy
         found = self.panel.work.computer
         showText(ui.computerLabel, words.computer(found) if found else "")
-        ui.computerLabel.visible = bool(found)
+        showIf(ui.computerLabel, bool(found))
         problem = self.panel.cardProblem
         name = "demo model" if not parameters.checkpoint else Path(parameters.checkpoint).name
-        ui.modelSection.text = f"Model: {words.middle(name)}"
+        ui.modelSection.text = f"Model: {words.middle(name)}".replace("&", "&&")  # a single one underlines what follows
         showName(ui.checkpointPathLineEdit, parameters.checkpoint, self._tips)
         if problem:
-            showText(ui.cardLabel, f"<span style='color:{words.RED}'>{problem}</span>")
+            showText(ui.cardLabel, f"<span style='color:{words.RED}'>{escape(problem, quote=False)}</span>")
         else:
             showText(ui.cardLabel, words.card(self.panel.wanted.card, self._digest))
             self._hash()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import re
 from pathlib import Path
 
 import qt
@@ -50,9 +49,7 @@ class ReportPart(Part):
         """
         try:
             if path.suffix.lower() == ".html":
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                shutil.copyfile(self._report(), temporary)
-                os.replace(temporary, path)
+                write_text(path, withoutViewer(self._report().read_text(encoding="utf-8")))
             else:
                 path = path if path.suffix else path.with_suffix(".json")
                 values = {name: value for name, value in self.panel.result.items() if name != "folder"}
@@ -71,3 +68,9 @@ class ReportPart(Part):
 
     def _report(self) -> Path:
         return Path(self.panel.result.get("folder", "")) / "report.html"
+
+
+def withoutViewer(html: str) -> str:
+    """A report that travels alone: its links to the slide viewer, which stays in the results folder, are taken out."""
+    html = re.sub(r' ?<a href="slide\.html">.*?</a>\.?', "", html, flags=re.DOTALL)
+    return re.sub(r'<a href="slide\.html#[^"]*">(.*?)</a>', r"\1", html, flags=re.DOTALL)

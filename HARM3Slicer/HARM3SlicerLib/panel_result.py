@@ -8,7 +8,7 @@ from typing import Any
 import qt
 
 from HARM3SlicerLib import bars, words
-from HARM3SlicerLib.part import Part, showText
+from HARM3SlicerLib.part import Part, showIf, showText
 
 SMALL = 0.05  # contributions below this share of probability never fill their bar
 
@@ -29,20 +29,20 @@ class ResultPart(Part):
         self._shown = values
         ui, there = self.ui, bool(values)
         for widget in (ui.probabilityBar, ui.zoneBar, ui.scaleLabel, ui.resultInfoLabel, ui.intervalLabel):
-            widget.visible = there
+            showIf(widget, there)
         ui.resultSection.collapsed = not there
         if not there:
             showText(ui.probabilityLabel, "")
             showText(ui.decisionLabel, "No prediction yet.")
             ui.decisionLabel.setStyleSheet("")
-            ui.warningsLabel.visible = False
+            showIf(ui.warningsLabel, False)
             self._inputs.show(())
             self._variables.show(())
             return
         self._showAnswer(values)
         warnings = words.warnings(values)
         showText(ui.warningsLabel, warnings)
-        ui.warningsLabel.visible = bool(warnings)
+        showIf(ui.warningsLabel, bool(warnings))
         self._showContributions(values.get("contributions", {}))
         self._showAttention(values.get("clinical", ()))
         showText(ui.resultInfoLabel, words.resultInfo(values))
@@ -90,7 +90,8 @@ class Rows:
 
     def show(self, rows: Sequence[tuple[str, str, str, str]]) -> None:
         """Show rows of name, style sheet of the bar, number and tool tip."""
-        self._heading.visible = self._frame.visible = bool(rows)
+        showIf(self._heading, bool(rows))
+        showIf(self._frame, bool(rows))
         while len(self._rows) < len(rows):
             self._add()
         for widgets, (name, style, number, tip) in zip(self._rows, rows):  # noqa: B905  more widgets than rows are hidden below
@@ -101,7 +102,7 @@ class Rows:
                 widget.toolTip = tip
         for i, widgets in enumerate(self._rows):
             for widget in widgets:
-                widget.visible = i < len(rows)
+                showIf(widget, i < len(rows))
 
     def _add(self) -> None:
         row = (qt.QLabel(), qt.QFrame(), qt.QLabel())

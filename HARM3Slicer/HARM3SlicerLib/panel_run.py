@@ -8,7 +8,7 @@ import qt
 import slicer
 
 from HARM3SlicerLib import words
-from HARM3SlicerLib.part import Part, showText
+from HARM3SlicerLib.part import Part, showIf, showText
 from HARM3SlicerLib.process import State
 
 PREDICT = "QPushButton { background: #1565c0; color: white; border: none; border-radius: 4px; font-size: 15px; font-weight: bold; } "
@@ -38,7 +38,7 @@ class RunPart(Part):
             self._looks = looks
             ui.predictButton.setStyleSheet(looks)
         value = runner.progress if busy else None
-        ui.progressBar.visible = busy
+        showIf(ui.progressBar, busy)
         ui.progressBar.maximum = 1000 if value is not None else 0  # 0: busy, nobody knows how long
         if value is not None:
             ui.progressBar.value = round(1000 * value)
@@ -71,8 +71,8 @@ class RunPart(Part):
             parts = [words.stage(runner.stage), words.duration(runner.remainingS)]
             text = escape(", ".join(part for part in parts if part))
         showText(ui.stageLabel, text)
-        ui.stageLabel.visible = bool(text)
-        ui.copyDetailsButton.visible = failure is not None or bool(runner.client.log)
+        showIf(ui.stageLabel, bool(text))
+        showIf(ui.copyDetailsButton, failure is not None or bool(runner.client.log))
 
     def _showLog(self) -> None:
         """Append what is new; write all of it again only where the beginning was dropped."""

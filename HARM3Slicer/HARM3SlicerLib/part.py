@@ -11,6 +11,8 @@ from HARM3Logic.errors import HARM3Error
 from HARM3SlicerLib.jobs import outcomeOf
 from HARM3SlicerLib.parameters import setIfChanged
 
+WANTED = "HARM3.shown"  # property of a widget: whether the panel wants it shown, which `visible` says of open sections only
+
 
 class Part:
     """One section of the panel: connects its widgets, shows the state, lets go of everything.
@@ -106,3 +108,10 @@ def showText(widget: Any, text: str) -> None:
     """Set a text only when it changed: a label lays itself out anew each time."""
     if widget.text != text:
         widget.text = text
+
+
+def showIf(widget: Any, wanted: bool) -> None:
+    """Show or hide a widget, once for each change of mind: a section that is folded up hides its contents again each time."""
+    if widget.property(WANTED) != wanted:
+        widget.setProperty(WANTED, wanted)
+        widget.visible = wanted

@@ -9,7 +9,6 @@ it runs in a plain test. The worker stays alive and warm between jobs.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from enum import Enum
 from itertools import count
 from typing import Any
 
-from HARM3SlicerLib.protocol import PROTOCOL, Ear, Lines, Outcome, Transport, decode, encode, number
+from HARM3SlicerLib.link import Link
+from HARM3SlicerLib.protocol import PROTOCOL, Outcome, Transport, absentFile, decode, encode, number
 
 __all__ = ["Outcome", "State", "Transport", "WorkerClient"]
 
@@ -27,7 +27,6 @@ START_S = 90.0  # until hello; a cold disk and a virus scanner have been known t
 SILENT_S = 300.0  # the worker sends a sign of life every 5 s, but a library may hold Python's lock for minutes
 LOG_LINES = 2000
 LOG_CHARACTERS = 2000  # of one line
-FILES = ("prediction", "predictions", "case")  # values of a result that name a file
 
 
 class State(Enum):
@@ -62,15 +61,11 @@ class WorkerClient:
         self.progress: float | None = None
         self.remainingS: float | None = None
         self.log: list[str] = []
-        self.hello: dict[str, Any] | None = None  # of the living worker
         self.warnings: list[dict[str, Any]] = []  # of the last job
-        self._makeTransport = makeTransport
+        self.link = Link(makeTransport)
         self._clock = clock
-        self._transport: Transport | None = None
-        self._ear: Ear | None = None
         self._job: _Job | None = None
         self._numbers = count(1)
-        self._output, self._errors = Lines(), Lines()
         self._startedAt = self._heardAt = self._cancelledAt = 0.0
         self._graceS = CANCEL_S  # of the stage the job is in
         self._listeners: list[Callable[[], None]] = []
@@ -83,7 +78,12 @@ class WorkerClient:
     @property
     def alive(self) -> bool:
         """A worker process is there, warm or starting."""
-        return self._transport is not None
+        return self.link.alive
+
+    @property
+    def hello(self) -> dict[str, Any] | None:
+        """What the living worker said of itself; None before it did."""
+        return self.link.hello
 
     def submit(self, job: dict[str, Any], onFinished: Callable[[Outcome], None], onEvent: Callable[[dict], None] | None = None) -> str:
         """Start a job and give its id.
@@ -104,7 +104,7 @@ class WorkerClient:
         self.progress = self.remainingS = None
         self._heardAt = self._clock()
         self._set(State.RUNNING, "starting" if self.hello is None else "sending the job")
-        if self._transport is None:
+        if not self.alive:
             self._start()
         elif self.hello is not None:
             self._send()
@@ -118,30 +118,30 @@ class WorkerClient:
         self._cancelledAt = self._clock()
         self._set(State.CANCELLING, "cancelling")
         if not self._job.sent:
-            self._kill()
+            self.link.kill()
             self._end(self._cancelled())
         else:
-            self._write(encode({"cancel": self._job.id}))
+            self.link.write(encode({"cancel": self._job.id}))
         self._notify()
 
     def tick(self) -> None:
         """Watch the time; to be called about every 100 ms while `busy`."""
         now = self._clock()
         if self.state is State.CANCELLING and now - self._cancelledAt >= self._graceS:
-            self._kill()
+            self.link.kill()
             self._end(self._cancelled("The worker did not answer and was ended."))
         elif self.state is State.RUNNING and self.hello is None and now - self._startedAt >= START_S:
-            self._kill()
+            self.link.kill()
             self._fail("no_start", f"the worker process did not come up within {START_S:.0f} s.", "Try again, and see the log.")
         elif self.state is State.RUNNING and self.hello is not None and now - self._heardAt >= SILENT_S:
-            self._kill()
+            self.link.kill()
             self._fail("silent", f"the worker process gave no sign of life for {SILENT_S:.0f} s and was ended.", "Try again.")
         self._notify()
 
     def stop(self) -> None:
         """End the worker at once and forget its job: no callback comes after this. For scene close, reload and exit."""
         self._job = None
-        self._kill()
+        self.link.kill()
         self.progress = self.remainingS = None
         self._set(State.IDLE, "")
         self._notify()
@@ -155,7 +155,7 @@ class WorkerClient:
         """
         if self.busy:
             raise RuntimeError(f"the worker is {self.state.value}; nothing can be installed now.")
-        self._kill()
+        self.link.kill()
         self._set(State.INSTALLING, stage)
         self._notify()
         ended = State.FAILED
@@ -178,23 +178,23 @@ class WorkerClient:
     def feedOutput(self, data: bytes) -> None:
         """Bytes of the worker's stdout, cut anywhere."""
         self._heardAt = self._clock()
-        lines = self._output
+        lines = self.link.output
         for line in lines.feed(data):
-            if lines is self._output:  # else a callback has let go of this process
+            if lines is self.link.output:  # else a callback has let go of this process
                 self._line(line)
         self._notify()
 
     def feedErrors(self, data: bytes) -> None:
         """Bytes of the worker's stderr, cut anywhere."""
         self._heardAt = self._clock()
-        for line in self._errors.feed(data):
+        for line in self.link.errors.feed(data):
             self._note(line.decode("utf-8", "replace"))
         self._notify()
 
     def finished(self, code: int, crashed: bool) -> None:
         """The process has ended."""
-        rests = self._output.rest(), self._errors.rest()
-        self._forget()
+        rests = self.link.output.rest(), self.link.errors.rest()
+        self.link.forget()
         for rest in filter(None, rests):
             self._line(rest)
         how = f"was ended by signal {code}" if crashed else f"ended with code {code}"
@@ -208,7 +208,7 @@ class WorkerClient:
 
     def failedToStart(self, reason: str) -> None:
         """The process could not be started; `finished` will not come."""
-        self._forget()
+        self.link.forget()
         if self.state is State.CANCELLING:
             self._end(self._cancelled())
         elif self._job is not None:
@@ -217,35 +217,15 @@ class WorkerClient:
 
     def _start(self) -> None:
         self._startedAt = self._clock()
-        self._output, self._errors = Lines(), Lines()
-        self._transport = self._makeTransport()
-        self._ear = Ear(self)
         try:
-            self._transport.start(self._ear)
+            self.link.start(self)
         except Exception as error:  # whatever it is, the user sees it as the reason
             self.failedToStart(f"{type(error).__name__}: {error}")
 
     def _send(self) -> None:
         if self._job is not None and not self._job.sent:
             self._job.sent = True
-            self._write(self._job.line)
-
-    def _write(self, line: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(line)
-
-    def _kill(self) -> None:
-        transport, pid = self._transport, (self.hello or {}).get("pid")
-        self._forget()
-        if transport is not None:
-            transport.closeInput()
-            transport.killTree(pid)
-
-    def _forget(self) -> None:
-        if self._ear is not None:
-            self._ear.client = None
-        self._transport = self._ear = self.hello = None
-        self._output, self._errors = Lines(), Lines()
+            self.link.write(self._job.line)
 
     def _line(self, line: bytes) -> None:
         event = decode(line)
@@ -253,17 +233,16 @@ class WorkerClient:
             self._note(line.decode("utf-8", "replace"))
             return
         name = event["event"]
-        if name == "hello" and self._transport is not None:
+        if name == "hello" and self.alive:
             self._greet(event)
         elif self._job is not None and event.get("job") == self._job.id:
             self._event(name, event)
 
     def _greet(self, event: dict[str, Any]) -> None:
-        pid = event.get("pid")
-        self.hello = {**event, "pid": pid if isinstance(pid, int) and pid > 1 else None}
+        self.link.greet(event)
         self._changed = True
         if event.get("protocol") != PROTOCOL:
-            self._kill()
+            self.link.kill()
             self._fail(
                 "protocol",
                 f"the worker speaks protocol {event.get('protocol')!r}; this module speaks {PROTOCOL}.",
@@ -302,12 +281,9 @@ class WorkerClient:
     def _result(self, event: dict[str, Any]) -> None:
         assert self._job is not None
         values = {key: value for key, value in event.items() if key not in ("event", "job", "kind")}
-        wanted = [values[key] for key in FILES if isinstance(values.get(key), str)]
-        absent = [path for path in wanted if not os.path.isfile(path)]
-        if self._job.kind == "predict" and not isinstance(values.get("prediction"), str):
-            absent = ["prediction.json"]
+        absent = absentFile(self._job.kind, values)
         if absent:
-            self._fail("no_result", f"the worker said it was done, but {absent[0]!r} is not there.", "Try again, in another folder.")
+            self._fail("no_result", f"the worker said it was done, but {absent!r} is not there.", "Try again, in another folder.")
         else:
             self._end(Outcome(True, self._job.kind, values))
 

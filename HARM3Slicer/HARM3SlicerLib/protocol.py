@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 PREFIX = b"@harm3 "
 PROTOCOL = 1
+FILES = ("prediction", "predictions", "case")  # values of a result that name a file
 LONGEST_LINE = 16 << 20  # bytes; what is longer is cut, so that a broken worker cannot fill the memory
 
 
@@ -91,6 +92,14 @@ def decode(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def absentFile(kind: str, values: dict[str, Any]) -> str:
+    """The first file a result names, or must name, that is not there; empty when all are."""
+    if kind == "predict" and not isinstance(values.get("prediction"), str):
+        return "prediction.json"
+    wanted = [values[key] for key in FILES if isinstance(values.get(key), str)]
+    return next((path for path in wanted if not os.path.isfile(path)), "")
 
 
 def number(value: Any) -> float | None:

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
 from HARM3Logic.errors import BadOption
 from HARM3SlicerLib.steps import named
-from HARM3SlicerLib.volumes import addVolume, addVolumeSteps, ijkToRas
+from HARM3SlicerLib.volumes import addVolume, addVolumeSteps
 
+ATTENTION = ("slide_attention_tiles.nrrd", "slide_attention.nrrd")  # the finest first: edges of tiles fall between thumbnail pixels
 ROLE = "HARM3."  # begins the names of node references and attributes
 
 
@@ -87,8 +89,12 @@ def addChart(values: Mapping[str, Any], table: Any) -> None:
 
 
 def addSlide(folder: Path, values: Mapping[str, Any], table: Any) -> Iterator[str]:
-    """Thumbnail, attention and ranked tiles on one flat grid with true mm per pixel, its upper left pixel at 0."""
-    steps = addVolumeSteps(folder / "slide_attention.nrrd", f"HARM3 {values['case_id']} slide attention")
+    """Thumbnail, attention and ranked tiles in one flat frame with true mm per pixel, the thumbnail's upper left pixel at 0.
+
+    The attention has a pixel for each tile where the prediction has written it so; else it lies on the thumbnail's pixels.
+    """
+    file = next(path for name in ATTENTION if (path := folder / name).is_file())
+    steps = addVolumeSteps(file, f"HARM3 {values['case_id']} slide attention")
     attention = yield from named("slide", steps)
     table.SetNodeReferenceID(f"{ROLE}attention", attention.GetID())
     attention.GetDisplayNode().SetInterpolate(0)
@@ -102,7 +108,8 @@ def addSlide(folder: Path, values: Mapping[str, Any], table: Any) -> Iterator[st
     columns, rows, _ = image.GetDimensions()
     colors = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(rows, columns, -1)[::-1, :, :3]  # VTK counts rows from below
     case = values["case_id"]
-    slide = addVolume(f"HARM3 {case} slide (not in patient space)", colors[None], ijkToRas(attention), "VectorVolume")
+    mm = values["slide"]["thumbnail_mm_per_px"]
+    slide = addVolume(f"HARM3 {case} slide (not in patient space)", colors[None], np.diag([-mm, -mm, 1.0, 1.0]), "VectorVolume")
     slide.SetVoxelVectorType(slicer.vtkMRMLVolumeNode.VoxelVectorTypeColorRGB)
     table.SetNodeReferenceID(f"{ROLE}slide", slide.GetID())
     yield "slide"

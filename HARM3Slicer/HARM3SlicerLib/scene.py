@@ -18,7 +18,7 @@ import vtk
 from HARM3Logic.case import INPUTS
 from HARM3Logic.errors import BadOption
 from HARM3SlicerLib.export import exportSteps, loadCase, loadCaseSteps
-from HARM3SlicerLib.results import ROLE, addChart, addResultsTable, addSlide, tilePoint
+from HARM3SlicerLib.results import ATTENTION, ROLE, addChart, addResultsTable, addSlide, tilePoint
 from HARM3SlicerLib.steps import finish, named
 from HARM3SlicerLib.volumes import addVolumeSteps, nodesOf, removeNode
 
@@ -50,7 +50,7 @@ class Run:
         heatmaps: input to its map, 0 to 1 on one scale for all.
         inputs: input to the volume it was made from, as far as it is still there.
         contributions: table behind `chart`: input, position, contribution.
-        slide: the thumbnail; `attention` lies on its grid, `tiles` are its ranked points. None of them is in patient space.
+        slide: the thumbnail; `attention` lies over it, `tiles` are its ranked points. None of them is in patient space.
         folderItem: the subject hierarchy's folder; 0 when there is none.
     """
 
@@ -97,7 +97,7 @@ def loadRunSteps(folder: Path, inputs: Mapping[str, Any]) -> Generator[str, None
             heat = yield from named(f"heatmap {name}", steps)
             table.SetNodeReferenceID(HEATMAP + name, heat.GetID())
             yield f"heatmap {name}"
-        if (folder / "slide_attention.nrrd").is_file():
+        if any((folder / name).is_file() for name in ATTENTION):
             yield from addSlide(folder, values, table)
         addChart(values, table)
         yield "contributions"

@@ -29,6 +29,7 @@ from module_host import Opened, opened  # noqa: E402
 from prediction_folder import write_nrrd  # noqa: E402
 
 MRI = ("t1_pre", "t2_pre", "t1_post", "t2_post")
+MEMBERS = ("t1Pre", "t2Pre", "t1Post", "t2Post")
 GOAL_MS = 100
 
 
@@ -78,6 +79,11 @@ def main() -> None:
         display = lambda: panel.views.display  # noqa: E731
         gaps.measure("first layout (Slicer's part)", lambda: slicer.app.layoutManager().setLayout(571))
         gaps.worst.clear()  # Slicer makes the views of a layout once, in one go
+        case = write_case(Path(folder), size)
+        gaps.measure("load a case (Slicer's part)", lambda: it.logic.work.loadCase(case, wait=False))
+        gaps.worst.clear()
+        for member, node in zip(MEMBERS, it.large, strict=True):
+            setattr(it.parameters, member, node)
         gaps.measure("first Predict", ui.predictButton.click, lambda: display() is not None)
         gaps.measure("second Predict", ui.predictButton.click)
         gaps.measure("opacity", lambda: setattr(ui.opacitySlider, "value", 0.35))
@@ -111,9 +117,7 @@ def loaded(folder: Path, size: tuple[int, ...]) -> Iterator[Opened]:
         heat = np.clip(np.exp(-distance / (2 * 30.0**2)) - 0.05, 0, None).astype(np.float32) / np.float32(0.95)
         write_nrrd(folder / "heat.nrrd", heat, matrix)
         values = {**PREDICTION, "case_id": "large", "heat": {name: {"max": 1.0, "share_in_tumour": 0.7} for name in MRI}}
-        for n, (name, member) in enumerate(zip(MRI, ("t1Pre", "t2Pre", "t1Post", "t2Post"), strict=True)):
-            node = addVolume(f"large {name}", (1000 * heat + n).astype(np.int16), matrix)
-            setattr(it.parameters, member, node)
+        it.large = [addVolume(f"large {name}", (1000 * heat + n).astype(np.int16), matrix) for n, name in enumerate(MRI)]
 
         def answer(job: dict[str, Any], say: Any) -> None:
             out = Path(job["out"])
@@ -125,6 +129,18 @@ def loaded(folder: Path, size: tuple[int, ...]) -> Iterator[Opened]:
 
         it.answers["predict"] = answer
         yield it
+
+
+def write_case(folder: Path, size: tuple[int, ...]) -> Path:
+    """A case of one NIfTI volume, compressed as hospitals' are."""
+    import SimpleITK as sitk
+
+    from HARM3Logic.case import Case
+
+    noise = np.random.default_rng(0).integers(0, 200, size[::-1], dtype=np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(noise), str(folder / "t1.nii.gz"), useCompression=True)
+    Case("nifti", {"t1_pre": (folder / "t1.nii.gz",)}).write(folder / "case.json")
+    return folder / "case.json"
 
 
 if __name__ == "__main__":

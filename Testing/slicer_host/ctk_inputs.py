@@ -4,7 +4,7 @@ import fnmatch
 from pathlib import PurePath
 from typing import Any
 
-from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtCore import Property, QSettings, Qt, Signal
 from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QHBoxLayout, QSizePolicy, QSlider, QToolButton, QWidget
 
 from .stored import stored
@@ -85,11 +85,12 @@ class ctkPathLineEdit(QWidget):
     """A path with history and browse button: an empty or filter-rejected text emits no `currentPathChanged`."""
 
     _exposed = True
-    Dirs, Files, Readable, Writable = 0x001, 0x002, 0x010, 0x020
+    Dirs, Files, Drives, NoSymLinks, Readable, Writable, Executable = 0x001, 0x002, 0x004, 0x008, 0x010, 0x020, 0x040
+    Hidden, AllDirs, CaseSensitive, NoDotAndDotDot, NoDot, NoDotDot = 0x100, 0x400, 0x800, 0x1000, 0x2000, 0x4000
     currentPathChanged = Signal(str)
     validInputChanged = Signal(bool)
     label = stored(str, "label", "")
-    settingKey = stored(str, "settingKey", "")
+    settingKey = stored(str, "settingKey", "", "retrieveHistory")
     filters = stored(int, "filters", 0x1000 | 0x007 | 0x010 | 0x040)
     sizeAdjustPolicy = stored(int, "sizeAdjustPolicy", 2)
     minimumContentsLength = stored(int, "minimumContentsLength", 0)
@@ -145,11 +146,22 @@ class ctkPathLineEdit(QWidget):
         if path := qt_module.answer(f"QFileDialog.{which}", ""):
             self.setCurrentPath(path)
 
+    def _history(self) -> tuple[str, list[str]]:
+        key = f"ctkPathLineEdit/{self.settingKey or self.objectName()}"
+        known = QSettings().value(key) or []
+        return key, [known] if isinstance(known, str) else list(known)
+
     def addCurrentPathToHistory(self) -> None:
+        key, known = self._history()
+        QSettings().setValue(key, [self._path(), *(path for path in known if path != self._path())])
         self._combo.insertItem(0, self._path())
 
     def retrieveHistory(self) -> None:
-        """The host keeps no history between runs."""
+        """List what is known under the key; an empty edit takes the last path of it."""
+        path, known = self._path(), self._history()[1]
+        self._combo.clear()
+        self._combo.addItems(known)
+        self.setCurrentPath(path or next(iter(known), ""))
 
     def setCurrentDirectory(self, directory: str) -> None:
         """Only steers the browse dialog."""

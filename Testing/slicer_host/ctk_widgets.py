@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from PySide6.QtCore import Property, QRect, Qt, Signal
+from PySide6.QtCore import Property, QEvent, QRect, Qt, Signal
 from PySide6.QtGui import QIcon, QPainter
 from PySide6.QtWidgets import (
     QAbstractButton,
@@ -23,11 +23,18 @@ from PySide6.QtWidgets import (
 from .ctk_inputs import ctkDoubleSpinBox, ctkPathLineEdit, ctkSliderWidget
 from .stored import stored
 
+OWN = "visibilityToParent"  # property of what lies in a collapsible section: whether it is shown when the section is open
+
 
 class ctkCollapsibleButton(QAbstractButton):
+    """Hides its contents while it is collapsed; what is shown or hidden meanwhile is remembered for when it opens.
+
+    Before it was on the screen it hides nothing.
+    """
+
     _exposed = True
     contentsCollapsed = Signal(bool)
-    collapsedHeight = stored(int, "collapsedHeight", 10)
+    collapsedHeight = stored(int, "collapsedHeight", 14, "updateGeometry")
     flat = stored(bool, "flat", False)
     contentsFrameShape = stored(int, "contentsFrameShape", 0)
     contentsLineWidth = stored(int, "contentsLineWidth", 1)
@@ -39,22 +46,51 @@ class ctkCollapsibleButton(QAbstractButton):
         self.setChecked(True)
         self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
         self.setContentsMargins(0, self._header(), 0, 0)
+        self._forcing = self._made = False
         self.toggled.connect(lambda on: self._collapse(not on))
 
     def _header(self) -> int:
         return self.fontMetrics().height() + 10
 
     def _collapse(self, collapsed: bool) -> None:
-        """Hide the contents, remembering which of them were hidden by the module."""
-        for child in self.findChildren(QWidget, options=Qt.FindChildOption.FindDirectChildrenOnly):
-            if collapsed:
-                child.setProperty("hiddenBefore", child.isHidden())
-                child.hide()
-            elif not child.property("hiddenBefore"):
-                child.show()
-        self.setMaximumHeight(self._header() if collapsed else 16777215)
+        self.setMaximumHeight(self._header() + self.collapsedHeight if collapsed else 16777215)
         self.updateGeometry()
+        self._force()
         self.contentsCollapsed.emit(collapsed)
+
+    def _force(self) -> None:
+        """Hide the contents, or show those that are not hidden on their own account."""
+        if not self.testAttribute(Qt.WidgetAttribute.WA_WState_Created):
+            return
+        self._forcing = True
+        for child in self.findChildren(QWidget, options=Qt.FindChildOption.FindDirectChildrenOnly):
+            if child.property(OWN) is None:
+                hidden = child.isHidden() and child.testAttribute(Qt.WidgetAttribute.WA_WState_ExplicitShowHide)
+                child.setProperty(OWN, not hidden)
+                child.installEventFilter(self)
+            child.setVisible(self.isChecked() and child.property(OWN))
+            if child.property(OWN):
+                child.setAttribute(Qt.WidgetAttribute.WA_WState_ExplicitShowHide, False)
+        self._forcing = False
+
+    def setVisible(self, visible: bool) -> None:
+        was, self._forcing = self._forcing, True
+        super().setVisible(visible)
+        self._forcing = was
+        if not self._made and self.testAttribute(Qt.WidgetAttribute.WA_WState_Created):
+            self._made = True
+            self._force()
+
+    def childEvent(self, event: Any) -> None:
+        super().childEvent(event)
+        if event.polished():
+            self._force()
+
+    def eventFilter(self, child: Any, event: Any) -> bool:
+        if not self._forcing and event.type() in (QEvent.Type.ShowToParent, QEvent.Type.HideToParent):
+            child.setProperty(OWN, event.type() == QEvent.Type.ShowToParent)
+            self._force()
+        return False
 
     def _collapsed(self) -> bool:
         return not self.isChecked()
@@ -68,7 +104,7 @@ class ctkCollapsibleButton(QAbstractButton):
         hint = self.layout().sizeHint() if self.layout() and self.isChecked() else super().sizeHint()
         width = max(hint.width(), self.fontMetrics().horizontalAdvance(self.text()) + 40)
         hint.setWidth(width)
-        hint.setHeight(max(hint.height(), self._header()) if self.isChecked() else self._header())
+        hint.setHeight(max(hint.height(), self._header()) if self.isChecked() else self._header() + self.collapsedHeight)
         return hint
 
     def paintEvent(self, event: Any) -> None:

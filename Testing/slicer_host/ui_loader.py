@@ -65,8 +65,10 @@ def _take_enums(tree: ET.Element, classes: dict[str, type]) -> list[tuple[str, s
                 continue
             value = 0
             for name in text.split("|"):
-                member = name.rsplit("::", 1)[-1].strip()
-                value |= int(getattr(cls, member, 0))
+                member = getattr(cls, name.rsplit("::", 1)[-1].strip(), None)
+                if not isinstance(member, int):
+                    raise UiError(f"{widget.get('class')} {widget.get('name')!r} knows no {name.strip()!r}.")
+                value |= member
             found.append((widget.get("name", ""), prop.get("name", ""), value))
             widget.remove(prop)
     return found
