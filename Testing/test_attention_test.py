@@ -191,6 +191,7 @@ def test_the_command_writes_page_table_and_what_was_planted(trained: Path, tmp_p
     assert attention_test.main([str(trained), "--out", str(tmp_path), "--repeats", "2", "--device", "cpu", "--planted", "sex"]) == 0
     page = (tmp_path / "attention.html").read_text()
     assert "Attention is not importance" in page and "AUC lost" in page
+    assert ">Sex</td>" in page and ">sex" not in page and ">Clinical values</td>" in page  # as a reader knows them
     rows = list(csv.DictReader((tmp_path / "attention.csv").open()))
     assert [row["name"] for row in rows] == ["age", "sex", "stage"] and {"p", "q", "drop_low"} <= set(rows[0])
     assert json.loads((tmp_path / "attention.json").read_text())["variables"][1]["q"] == pytest.approx(float(rows[1]["q"]))
@@ -199,6 +200,19 @@ def test_the_command_writes_page_table_and_what_was_planted(trained: Path, tmp_p
     assert "sensitivity" in capsys.readouterr().out
     assert attention_test.main([str(trained), "--out", str(tmp_path), "--repeats", "1", "--planted", "height"]) == 2
     assert "'height' is no variable" in capsys.readouterr().err
+
+
+def test_runs_of_several_tables_keep_apart(tmp_path: Path):
+    runs = [tmp_path / f"seed-{k}" / "runs" / "cross" for k in (1, 2)]
+    assert attention_test.names_of(runs) == ["seed-1-runs-cross", "seed-2-runs-cross"]
+    assert attention_test.names_of([runs[0], tmp_path / "clinical"]) == ["cross", "clinical"]
+    with pytest.raises(BadOption, match="named twice"):
+        attention_test.names_of([runs[0], runs[0]])
+    (tmp_path / "seed-1" / "cache").mkdir(parents=True)
+    assert attention_test.cache_of(runs[0]) == tmp_path / "seed-1" / "cache"
+    assert attention_test.cache_of(runs[1]) == runs[1] / "cache"
+    (runs[0] / "cache").mkdir(parents=True)
+    assert attention_test.cache_of(runs[0]) == runs[0] / "cache"
 
 
 def test_a_planted_report_takes_both_ways_apart():

@@ -1,6 +1,7 @@
 """The experiments of the comparison methods: on HARM3-Fusion's terms, each as its authors train it."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from HARM3Logic.checkpoint import build
 from HARM3Logic.models import MODELS
 from Training import optimisers
 from Training.experiment import Experiment, find
+from Training.experiments import baselines
 from Training.experiments.baselines import EXPERIMENTS, METHODS
 from Training.step import Losses
 
@@ -35,6 +37,17 @@ def test_every_method_of_the_table_has_its_experiments() -> None:
     assert set(EXPERIMENTS) == {f"{method}_{variant}" for method in methods for variant in ("paper", "compact", "equal")}
     assert all(find(f"baselines:{name}") is experiment for name, experiment in EXPERIMENTS.items())
     assert all(name.rpartition("_")[0] == experiment.model for name, experiment in EXPERIMENTS.items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_table_says_how_the_published_networks_are_trained(method: str) -> None:
+    row = re.search(rf"^    {method} +(\w+) +(\S+) +(\S+) +(?:(\d+) x )?(\d+) +(\d+)", baselines.__doc__ or "", re.MULTILINE)
+    assert row is not None
+    optimiser, rate, decay, times, batch, epochs = row.groups()
+    found = EXPERIMENTS[f"{method}_paper"]
+    assert found.optimiser == {"SGD": "sgd", "Adam": "adam", "Lookahead": "lookahead_radam"}[optimiser]
+    assert (found.learning_rate, found.weight_decay, found.epochs) == (float(rate), float(decay), int(epochs))
+    assert found.batch_size == int(times or 1) * int(batch)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -128,11 +128,18 @@ def test_ct_and_clinical_values_are_kept_as_they_are_prepared(tmp_path_factory, 
     write_phantoms(tmp_path / "gist", 1, seed=4, workers=0)
     cases = read_cohort(tmp_path / "gist" / "cohort.csv")
     settings = Preprocessing(shape=(8, 16, 16), spacing_mm=(8.0, 6.0, 6.0))
-    cached = caching.build(cases, settings, "default", tmp_path / "cache", wanted=("ct", "clinical"), schema=gist(), workers=1)[0]
+
+    def built(read):
+        wanted = ("ct", "clinical")
+        return caching.build(cases, settings, "default", tmp_path / "cache", wanted=wanted, read=read, schema=gist(), workers=1)[0]
+
+    cached, row = built(None), built(("clinical",))
     fresh = prepare(cases[0], settings, wanted=("ct", "clinical"), schema=gist())
-    for name in ("ct", "tumour_ct", "clinical", "clinical_mask"):
+    for name in ("ct", "clinical", "clinical_mask"):
         assert torch.equal(getattr(cached, name), getattr(fresh, name)), name
-    assert cached.mri is None and cached.label == cases[0].label
+    assert cached.mri is None and cached.tumour_ct is None and cached.label == cases[0].label
+    assert row.ct is None and torch.equal(row.clinical, fresh.clinical)  # of the same file
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_the_code_is_all_that_makes_the_tensors_and_nothing_else():

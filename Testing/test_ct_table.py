@@ -1,5 +1,6 @@
 """The second paper's table: every row on the same folds, locked centres judged once by all, planned comparisons, the gap."""
 
+import base64
 import csv
 import dataclasses
 import json
@@ -18,7 +19,7 @@ from HARM3Logic.case import Case
 from HARM3Logic.models.lora import LoraSettings
 from HARM3Logic.models.vit3d import ViTTrunk
 from Training import cache as caching
-from Training import ct_table, external, plots, pretrain, side_by_side
+from Training import ct_table, ct_table_page, external, pretrain, side_by_side
 from Training.comparison import delong, unpaired
 from Training.experiment import Augmentation, find
 from Training.metrics import Estimate
@@ -141,7 +142,38 @@ def test_the_gap_is_between_different_patients() -> None:
     assert found.difference.value == pytest.approx(b - a) and found.variance == pytest.approx(va + vb)
 
 
+def drawn(rows: Sequence[Any]) -> str:
+    return base64.b64decode(ct_table_page.gap(rows).split(",")[1]).decode()
+
+
 def test_the_gap_is_drawn_where_it_is_known() -> None:
-    row = {"run": "a", "auc": Estimate(0.9, 0.8, 0.95), "external": {"auc": Estimate(0.6, 0.5, 0.7)}}
-    whole, half = plots.gap([row, {**row, "external": {}}]), plots.gap([{**row, "external": {}}])
-    assert whole.startswith("data:image/svg+xml;base64,") and len(whole) > len(half)
+    row = {"run": "cross", "auc": Estimate(0.9, 0.8, 0.95), "external": {"auc": Estimate(0.6, 0.5, 0.7)}}
+    whole, inside = drawn([row]), drawn([{**row, "external": {}}])
+    assert "external" in whole and "internal" in whole and "external" not in inside
+    assert "Cross-attention of both" in whole and "Published" in inside
+    centres = {"east": Estimate(0.5, 0.3, 0.7), "west": Estimate(0.7, 0.5, 0.9)}
+    assert "single centre" in drawn([{**row, "external": {**row["external"], "by_centre": centres}}])
+
+
+def test_a_reader_is_told_each_comparison_once_and_in_words() -> None:
+    def row(run: str, reference: str, where: str, difference: float, p: float) -> dict[str, Any]:
+        return {"run": run, "reference": reference, "where": where, "difference": Estimate(difference, -1, 1), "p_holm": p}
+
+    method = {"run": "cross_lora", "gap": Estimate(-0.1, -0.2, 0.05), "external": {"auc": Estimate(0.7, 0.6, 0.8), "cases": 30}}
+    own = {"run": "cross_lora", "auc": Estimate(0.8, 0.7, 0.9), "calibration": {"calibration_slope": Estimate(1, 0.5, 2)}}
+    planned = [
+        row("cross_lora", "clinical", "internal", 0.2, 0.01), row("cross_lora", "image_lora", "internal", 0.1, 0.2),
+        row("cross_lora", "cross", "internal", -0.1, 0.01), row("cross_lora", "clinical", "external", -0.2, 0.01),
+    ]  # fmt: skip
+    cohort = {"cases": 90, "responders": 40, "shuffled": None}
+    results = {"reference": "cross_lora", "methods": [method], "runs": [own], "planned": planned, "cohort": cohort}
+    first, step, *rest = ct_table_page.headline(results)
+    assert first.startswith("Cross-attention of both (pretrained) tells responders")
+    assert "−0.100 (−0.200 to 0.050), which so few cases do not tell from none" in step
+    assert rest == [
+        "Inside, cross-attention of both (pretrained) beats clinical values; it shows no difference to CT (pretrained).",
+        "Inside, pretraining harms with cross-attention of both.",
+        "On the locked centres, cross-attention of both (pretrained) is beaten by clinical values.",
+    ]
+    pairs = ct_table_page._pairs(planned)
+    assert len(pairs) == 3 and pairs[0]["internal"]["p_holm"] == pairs[0]["external"]["p_holm"] == 0.01 and "external" not in pairs[1]

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from HARM3Logic.models.layers import AttentionPooling, CoAttention, CrossAttention, GatedPooling, RelativeBias, SelfAttention
+from HARM3Logic.models.layers import (
+    AttentionPooling,
+    CoAttention,
+    CrossAttention,
+    FeatureScale,
+    GatedPooling,
+    RelativeBias,
+    SelfAttention,
+)
 
 
 def load(parity, name):
@@ -176,3 +184,56 @@ def test_a_bag_is_read_without_its_padding_and_an_empty_one_gives_zeros(layer):
     torch.testing.assert_close(attention.sum(dim=2), present.any(dim=1)[:, None].float().expand(-1, attention.shape[1]))
     out.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
+
+
+EVERY = torch.ones(2, 40, dtype=torch.bool)
+
+
+def shown(layer, count=8):
+    """The layer when training has shown it tiles of mean 5 and spread 3."""
+    torch.manual_seed(0)
+    for _ in range(count):
+        layer.train()(5 + 3 * torch.randn(2, 40, 4), EVERY)
+    return layer
+
+
+def test_features_are_scaled_alike_in_training_and_later():
+    layer, bright = shown(FeatureScale(4)), torch.full((2, 40, 4), 8.0)
+    layer.seen.momentum = 0.0  # learns no more
+    scaled = layer.train()(bright, EVERY)
+    torch.testing.assert_close(scaled, torch.ones_like(bright), atol=0.3, rtol=0)  # a batch norm would see nothing in it
+    torch.testing.assert_close(layer.eval()(bright, EVERY), scaled)
+
+
+def test_a_batch_is_scaled_by_its_own_tiles_where_asked_and_absent_ones_are_zero():
+    layer, tiles, present = shown(FeatureScale(4, of_batch=True), 40), 9 + torch.randn(2, 40, 4), EVERY.clone()
+    present[1, 5:] = False
+    plain = nn.BatchNorm1d(4, affine=False)
+    scaled = layer.train()(tiles, present)
+    torch.testing.assert_close(scaled[present], plain(tiles[present]))
+    assert not scaled[~present].any()
+    torch.testing.assert_close(layer.eval()(torch.full((2, 40, 4), 8.0), EVERY).mean(), torch.tensor(0.9), atol=0.3, rtol=0)
+
+
+@pytest.mark.parametrize("of_batch", [False, True])
+def test_one_tile_teaches_nothing_and_is_scaled_by_what_was_seen(of_batch):
+    layer, one = shown(FeatureScale(4, of_batch)), EVERY.clone()
+    one[:], one[0, 0] = False, True
+    before = layer.seen.running_mean.clone()
+    learned = layer.train()(torch.full((2, 40, 4), 8.0), one)
+    assert torch.equal(layer.seen.running_mean, before)
+    torch.testing.assert_close(learned, layer.eval()(torch.full((2, 40, 4), 8.0), one))
+    assert learned[0, 0].all()
+
+
+def test_weights_of_a_plain_batch_norm_are_still_read():
+    old, layer = nn.BatchNorm1d(4, affine=False), nn.Sequential(FeatureScale(4, of_batch=True))
+    old(torch.randn(30, 4) * 3 + 5)
+    layer.load_state_dict({f"0.{name}": value for name, value in old.state_dict().items()})
+    tiles = torch.randn(2, 40, 4)
+    assert torch.equal(layer.eval()[0](tiles, EVERY).flatten(0, 1), old.eval()(tiles.flatten(0, 1)))
+    again = nn.Sequential(FeatureScale(4))
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again[0].seen.running_mean, old.running_mean)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        again.load_state_dict({**layer.state_dict(), "0.gain": torch.zeros(4)})

@@ -12,6 +12,7 @@ from HARM3Logic.models.clam import CLAMConfig
 from Training import mil_benchmark
 from Training.datasets import read_table
 from Training.devices import open_fabric
+from Training.experiments.baselines import AUTHORS
 from Training.folds import folds
 
 
@@ -42,6 +43,16 @@ def test_bags_belong_to_their_cases(tmp_path):
         assert prepared.case_id == case.case_id
         assert prepared.label == case.label == (int(case.case_id.removeprefix("bag-")) - 1) % 2
         assert (float(prepared.tiles.mean(dim=1).max()) > 5.5) == bool(case.label)  # the patch that stands out
+
+
+@pytest.mark.parametrize("name", mil_benchmark.EXPERIMENTS)
+def test_each_network_is_trained_as_its_authors_train_it(name):
+    found = mil_benchmark.EXPERIMENTS[name]
+    for field, value in AUTHORS[found.model].items():
+        assert getattr(found, field) == (min(value, 18) if field == "patience" else value)  # 18: HARM3-Fusion's
+    assert found.optimiser == {"clam": "adam", "transmil": "lookahead_radam"}[found.model]
+    assert getattr(found.config, "branches", "") == {"clam": "single", "clam_mb": "multi"}.get(name, "")
+    assert found.augmentation.drop_tiles == found.augmentation.drop_slide == 0
 
 
 def test_the_real_bags(data):

@@ -35,9 +35,9 @@ def folder(tmp_path_factory):
     return path
 
 
-def model() -> MAE3D:
+def model(target="normalised") -> MAE3D:
     torch.manual_seed(0)
-    return MAE3D(RECIPE.mae)
+    return MAE3D(dataclasses.replace(RECIPE.mae, target=target))
 
 
 def some(count=12) -> Crops:
@@ -79,10 +79,32 @@ def test_only_hidden_patches_are_judged():
     torch.testing.assert_close(net(ct, torch.Generator().manual_seed(3)), wanted)
 
 
-def test_every_parameter_learns():
-    net = model()
+@pytest.mark.parametrize("target", ["normalised", "plain", "moments"])
+def test_every_parameter_learns(target):
+    net = model(target)
     net(torch.randn(2, *VIT.volume_shape)).backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(("target", "level", "contrast"), [("normalised", False, False), ("plain", True, True), ("moments", True, True)])
+def test_what_the_target_keeps_of_density(target, level, contrast):
+    """An answer that fits one volume fits it no more once its density, or the spread of it, has changed: unless the target hides that."""
+    net, ct = model(target), torch.randn(1, *VIT.volume_shape) * 0.1
+    own = net.patches(ct)
+    mean, spread = own.mean(dim=2, keepdim=True), (own.var(dim=2, keepdim=True) + 1e-6).sqrt()
+    right = {"plain": own, "normalised": (own - mean) / spread}
+    right["moments"] = torch.cat([right["normalised"], mean, (spread + 0.02).log()], dim=2)
+    net.fill_in = lambda *_: (right[target], torch.ones(own.shape[:2], dtype=torch.bool))
+    assert net(ct) < 1e-6
+    assert (net(ct + 0.5) > 0.01) == level
+    assert (net(3 * (ct - ct.mean()) + ct.mean()) > 0.01) == contrast
+    assert torch.allclose(net.pictures(ct)[1], ct, atol=1e-5)
+
+
+def test_plain_targets_are_judged_as_they_are():
+    net, ct = model("plain"), torch.randn(2, *VIT.volume_shape)
+    found, hidden = net.fill_in(ct, torch.Generator().manual_seed(3))
+    torch.testing.assert_close(net(ct, torch.Generator().manual_seed(3)), ((found - net.patches(ct)) ** 2)[hidden].mean())
 
 
 def test_it_learns_to_fill_in(tmp_path):

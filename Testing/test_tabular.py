@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 
 from HARM3Logic.case import Case
+from HARM3Logic.clinical import read_schema
+from HARM3Logic.cohort import read_cohort
 from HARM3Logic.errors import BadOption
 from Training import judgement, metrics, tabular
-from Training.datasets import DATASETS, Table, read_table
+from Training.datasets import DATASETS, Table, read_table, write_as_cohort
 from Training.folds import folds
 
 
@@ -64,6 +66,30 @@ def test_calibration_is_by_those_who_choose() -> None:
     turned = [replace(case, label=1 - case.label) if k in split.choose else case for k, case in enumerate(plain.cases)]
     before, after = (tabular.judge(replace(plain, cases=tuple(cases)), split, "logistic") for cases in (plain.cases, turned))
     assert [r["probability"] for r in before] != [r["probability"] for r in after]
+
+
+def test_a_network_is_trained_on_the_same_cases_columns_and_folds(tmp_path: Path) -> None:
+    made = table()
+    made.frame["w"] = made.frame["w"].where(np.arange(120) % 7 > 0, "unknown")
+    made.frame["same"] = "yes"
+    path, schema = write_as_cohort(made, tmp_path)
+    cases, read = read_cohort(path), read_schema(schema)
+    assert folds(cases, 5, seed=0) == folds(made.cases, 5, seed=0)
+    assert read.names == ("a", "b", "w") and read.levels == (0, 0, 3)
+    for k, case in enumerate(cases):
+        values, known = read.read(case.clinical)
+        assert known.tolist() == [not np.isnan(made.frame["a"][k]), True, k % 7 > 0]
+        assert values[1] == pytest.approx(made.frame["b"][k]) and (not known[0] or values[0] == pytest.approx(made.frame["a"][k]))
+        assert not known[2] or "xyz"[int(values[2])] == made.frame["w"][k]
+    for case in made.cases:
+        (tmp_path / "ct" / case.case_id).mkdir(parents=True)
+        for name in ("ct.nii.gz", "tumour.nii.gz"):
+            (tmp_path / "ct" / case.case_id / name).write_bytes(b"x")
+    case = read_cohort(write_as_cohort(made, tmp_path, tmp_path / "ct")[0])[7]
+    assert case.inputs["ct"][0].parent.name == case.inputs["tumour_ct"][0].parent.name == "c7"
+    (tmp_path / "ct" / "c7" / "tumour.nii.gz").unlink()
+    with pytest.raises(BadOption, match=r"c7' holds 0 files tumour"):
+        write_as_cohort(made, tmp_path, tmp_path / "ct")
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ image. Attention is not importance: the page says how they differ.
 
 Writes into DIR: `attention.html`, `attention.csv`, `attention.json`; of several runs each into a folder of its name. With --planted,
 for cohorts whose truth is known: `planted.json`, how often those variables were found and how many others (sensitivity, false
-discoveries over the runs).
+discoveries over the runs, which are best of cohorts of different seeds):
+
+    python -m Training.attention_test runs/seed-*/runs/cross_lora --planted tumour_size mitotic_index kit pdgfra --out runs/planted
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ from tqdm import tqdm
 from HARM3Logic import __version__, checkpoint, device
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import Case, write_text
+from HARM3Logic.clinical import Variable
 from HARM3Logic.cohort import write_cohort
-from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
-from Training import attention_page, feed, metrics
+from Training import attention_page, command, feed, metrics
 from Training.attention_stats import LEVEL, Contrast, auc_drop, contrasts, plain, recovery, relative, shares
 from Training.cache import Cache
 from Training.runs import Run, read_run
@@ -59,11 +62,15 @@ class Attended:
         shuffled: probability when a variable's values (and whether they are known) are dealt out anew within the fold.
     """
 
-    names: tuple[str, ...]
+    variables: tuple[Variable, ...]
     attention: Float[np.ndarray, "N V"]
     known: Float[np.ndarray, "N V"]
     probability: Float[np.ndarray, " N"]
     shuffled: Float[np.ndarray, "V R N"]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(variable.name for variable in self.variables)
 
 
 def attend(run: Run, cache: Path, repeats: int = REPEATS, on: torch.device | None = None) -> Attended:
@@ -73,17 +80,17 @@ def attend(run: Run, cache: Path, repeats: int = REPEATS, on: torch.device | Non
         BadOption: a model pays no attention to clinical variables, or a case's tensors are not in the cache.
     """
     on = on or torch.device("cpu")
-    names: tuple[str, ...] = ()
+    variables: tuple[Variable, ...] = ()
     kept: dict[str, np.ndarray] = {}
     rng = np.random.default_rng(SEED)
     for fold in tqdm(run.folds, run.name, unit="fold", disable=None):
         loaded = checkpoint.load(run.path / fold / "checkpoint.safetensors", on)
-        names = tuple(variable.name for variable in loaded.card.clinical.variables)
-        if not names:
+        variables = loaded.card.clinical.variables
+        if not variables:
             raise BadOption(f"{loaded.card.model} of run {run.name!r} reads no clinical variables.", "Name a run of a model that does.")
         rows = run.of(fold)
         tensors = prepared_cases(run, rows, cache)
-        orders = [[rng.permutation(len(rows)) for _ in range(repeats)] for _ in names]
+        orders = [[rng.permutation(len(rows)) for _ in range(repeats)] for _ in variables]
         values, known = _row(tensors)
         with _remembering(loaded.model):
             logit, attention = _look(loaded.model, tensors, on, values, known)
@@ -91,8 +98,8 @@ def attend(run: Run, cache: Path, repeats: int = REPEATS, on: torch.device | Non
                 raise BadOption(
                     f"{loaded.card.model} of run {run.name!r} pays no attention to clinical variables.", "Name a run of a model that does."
                 )
-            moved = np.empty((len(names), repeats, len(rows)))
-            for v, r in np.ndindex(len(names), repeats):
+            moved = np.empty((len(variables), repeats, len(rows)))
+            for v, r in np.ndindex(len(variables), repeats):
                 x, m, order = values.clone(), known.clone(), torch.from_numpy(orders[v][r])
                 x[:, v], m[:, v] = values[order, v], known[order, v]
                 moved[v, r] = _look(loaded.model, tensors, on, x, m)[0]
@@ -103,7 +110,7 @@ def attend(run: Run, cache: Path, repeats: int = REPEATS, on: torch.device | Non
         for key, value in found.items():
             kept.setdefault(key, np.full((len(run.label), *value.shape[1:]), np.nan))[rows] = value
     _same_answers(run, kept["probability"])
-    return Attended(names, **{**kept, "shuffled": kept["shuffled"].transpose(1, 2, 0)})
+    return Attended(variables, **{**kept, "shuffled": kept["shuffled"].transpose(1, 2, 0)})
 
 
 def _same_answers(run: Run, probability: Float[np.ndarray, " N"]) -> None:
@@ -202,6 +209,7 @@ def judge(run: Run, seen: Attended, draws: int = metrics.DRAWS) -> dict[str, Any
     drops = [auc_drop(run.label, seen.probability, row, patients, draws, SEED) for row in seen.shuffled]
     inputs = {name: auc_drop(run.label, run.probability, p[None], patients, draws, SEED) for name, p in run.without.items()}
     shared = shares(inputs)
+    told = [{"known": known, "drop": drop} for known, drop in zip(seen.known.mean(axis=0).tolist(), drops, strict=True)]
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
@@ -213,8 +221,8 @@ def judge(run: Run, seen: Attended, draws: int = metrics.DRAWS) -> dict[str, Any
         "repeats": seen.shuffled.shape[1],
         "auc": metrics.auc(run.label, seen.probability, draws, SEED, patients),
         "variables": [
-            {**dataclasses.asdict(row), "found": row.found, "q_relative": q, "found_relative": q <= LEVEL, "known": known, "drop": drop}
-            for row, q, known, drop in zip(table, freed, seen.known.mean(axis=0).tolist(), drops, strict=True)
+            {**dataclasses.asdict(row), "label": v.label, "found": row.found, "q_relative": q, "found_relative": q <= LEVEL} | more
+            for v, row, q, more in zip(seen.variables, table, freed, told, strict=True)
         ],
         "inputs": [{"input": name, "drop": drop, "share": shared[name]} for name, drop in inputs.items()],
     }
@@ -248,41 +256,58 @@ def planted_report(results: Sequence[dict[str, Any]], planted: Sequence[str]) ->
     return {"planted": list(planted), "runs": [result["run"] for result in results], **found}
 
 
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """The end of each folder's path, as short as tells all of them apart.
+
+    Raises:
+        BadOption: a folder is named twice.
+    """
+    parts = [path.resolve().parts for path in runs]
+    if len(set(parts)) < len(parts):
+        raise BadOption("a run is named twice.", "Name each once.")
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(own[-count:]).lstrip("/-") for own in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def cache_of(run: Path) -> Path:
+    """Where the run's cases lie prepared: in its own folder, or in that of the table it is a row of."""
+    places = (run / "cache", run.resolve().parents[1] / "cache")
+    return next((place for place in places if place.is_dir()), places[0])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    about = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser("python -m Training.attention_test", description=about[0], epilog=about[1])
+    parser = command.parser("attention_test", __doc__, 0, 1)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders Training.train wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder of the page and tables")
     parser.add_argument("--planted", nargs="+", default=[], metavar="NAME", help="variables that decide, where the truth is known")
     parser.add_argument("--repeats", type=int, default=REPEATS, help=f"shuffles of each variable (default: {REPEATS})")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of prepared cases (default: cache in each RUN)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-    asked = parser.parse_args(arguments)
-    try:
-        if asked.repeats < 1:
-            raise BadOption(f"--repeats is {asked.repeats}; 1 or more are wanted.", "Correct it.")
-        on, every = device.choose(asked.device), []
-        names = [path.resolve().name for path in asked.runs]
-        for path, name in zip(asked.runs, names, strict=True):
-            run = read_run(path, f"{path.resolve().parent.name}-{name}" if names.count(name) > 1 else name)
-            out = writable(asked.out / run.name if len(asked.runs) > 1 else asked.out)
-            seen = attend(run, asked.cache or path / "cache", asked.repeats, on)
-            every.append(judge(run, seen))
-            write(out, every[-1], run, seen)
-            print(f"{run.name}: {', '.join(row['name'] for row in every[-1]['variables'] if row['found']) or 'no variable'} found")
-        if asked.planted:
-            report = planted_report(every, asked.planted)
-            write_text(asked.out / "planted.json", json.dumps(plain(report), indent=2))
-            for way in ("attention", "relative", "shuffling"):
-                found = report[way]
-                print(
-                    f"by {way}: sensitivity {metrics.Estimate(**found['sensitivity'])}, "
-                    f"false discoveries {' '.join(map(str, found['false_discoveries']))} (mean share {found['false_share']:.3f})"
-                )
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of prepared cases (default: each RUN's, or its table's)")
+    command.add_device(parser)
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> None:
+    command.at_least(asked, repeats=1)
+    on, every = device.choose(asked.device), []
+    for path, name in zip(asked.runs, names_of(asked.runs), strict=True):
+        run = read_run(path, name)
+        out = writable(asked.out / run.name if len(asked.runs) > 1 else asked.out)
+        seen = attend(run, asked.cache or cache_of(path), asked.repeats, on)
+        every.append(judge(run, seen))
+        write(out, every[-1], run, seen)
+        print(f"{run.name}: {', '.join(row['name'] for row in every[-1]['variables'] if row['found']) or 'no variable'} found")
+    if asked.planted:
+        report = planted_report(every, asked.planted)
+        write_text(asked.out / "planted.json", json.dumps(plain(report), indent=2))
+        for way in ("attention", "relative", "shuffling"):
+            found = report[way]
+            print(
+                f"by {way}: sensitivity {metrics.Estimate(**found['sensitivity'])}, "
+                f"false discoveries {' '.join(map(str, found['false_discoveries']))} (mean share {found['false_share']:.3f})"
+            )
 
 
 if __name__ == "__main__":

@@ -32,24 +32,29 @@ OURS = ("HARM3Logic", "Training")
 FIELDS = {  # input to the tensors that are kept of it
     **dict.fromkeys(MRI, ("mri", "mri_mask", "body", "tumour")),
     "slide": ("tiles", "tile_xy_um"),
-    "ct": ("ct", "tumour_ct"),
+    "ct": ("ct",),
     "clinical": ("clinical", "clinical_mask"),
 }
 _encoder: TileEncoder | None = None  # one per worker process
 
 
 class Cache:
-    """Prepared cases on disk, read one at a time so that memory does not grow with the cohort."""
+    """Prepared cases on disk, read one at a time so that memory does not grow with the cohort.
 
-    def __init__(self, paths: Sequence[Path], cases: Sequence[Case]) -> None:
-        self.paths, self.cases = tuple(paths), tuple(cases)
+    Args:
+        fields: the tensors that are read; None for all that are there.
+    """
+
+    def __init__(self, paths: Sequence[Path], cases: Sequence[Case], fields: frozenset[str] | None = None) -> None:
+        self.paths, self.cases, self.fields = tuple(paths), tuple(cases), fields
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Prepared:
         with safe_open(self.paths[index], "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            names = [name for name in file.keys() if self.fields is None or name in self.fields]  # noqa: SIM118 - not a dictionary
+            tensors = {name: file.get_tensor(name) for name in names}
         case = self.cases[index]
         return Prepared(case_id=case.case_id, label=case.label, **tensors)
 
@@ -64,6 +69,7 @@ def build(
     folder: Path,
     *,
     wanted: Sequence[str] = USUAL,
+    read: Sequence[str] | None = None,
     schema: Schema = NO_SCHEMA,
     ignore_masks: bool = False,
     device: str = "cpu",
@@ -74,6 +80,7 @@ def build(
     Args:
         encoder: file or name of the tile encoder; it is not looked for where no slide is wanted.
         wanted: what the models read that will be trained on it.
+        read: what one of them reads, where several share the folder: the rest need not be read, moved and changed for it.
         schema: of the clinical values.
         workers: processes; None takes one per core, or one in all where the encoder runs on a GPU.
 
@@ -98,7 +105,7 @@ def build(
             raise BadCohort(
                 f"{len(failures)} of {len(cases)} cases cannot be prepared: {listed}", "Mend or remove them; the others are kept."
             )
-    return Cache(paths, cases)
+    return Cache(paths, cases, None if read is None else frozenset(field for name in read for field in FIELDS[name]))
 
 
 def _whole_modalities(wanted: Sequence[str]) -> tuple[str, ...]:

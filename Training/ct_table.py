@@ -26,10 +26,11 @@ import numpy as np
 
 from HARM3Logic.case import write_text
 from HARM3Logic.clinical import Schema, read_schema
-from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
-from Training import evaluate, external, page, pretrain, side_by_side, start, tables
+from Training import command, ct_table_page, evaluate, external, pretrain, side_by_side, start, tables
 from Training.comparison import holm, paired, unpaired
+from Training.ct_table_page import LORA
 from Training.experiment import Experiment, find
 from Training.metrics import Estimate
 from Training.runs import Run, read_runs
@@ -37,7 +38,6 @@ from Training.table1 import shortened, train_all
 
 SIZES = ("compact", "paper")
 FUSIONS = ("clinical", "image", "concat", "cross")
-LORA = "_lora"
 OURS = "cross" + LORA
 
 
@@ -98,7 +98,7 @@ def tabulate(cohort: Path, out: Path, labels: Sequence[str], locked: bool) -> di
     results["planned"] = [
         {**row, "where": "internal"} for row in tables.compare_pairs([(by_name[one], by_name[other]) for one, other in pairs])
     ] + (_compare_outside(pairs, seen) if locked else [])
-    write_text(writable(out) / "ct_table.html", page.render_ct_table(results))
+    write_text(writable(out) / "ct_table.html", ct_table_page.render(results))
     evaluate.write(results, runs, reference, out)
     return results
 
@@ -108,7 +108,7 @@ def _row(run: Run, auc: Estimate, outside: Mapping[str, Any], seen: Mapping[str,
     row: dict[str, Any] = {
         "run": run.name,
         "inputs": list(run.inputs),
-        "start": "pretrained, low-rank updates" if share else "scratch",
+        "start": "pretrained, low-rank updates" if share else "from scratch",
         "learning": share.get("trainable", 0) / share["total"] if share else 1.0,
         "auc": auc,
         "external": {key: outside[key] for key in ("cases", "responders", "auc", "by_centre", "failures") if key in outside},
@@ -163,8 +163,7 @@ def run(asked: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    about = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser("python -m Training.ct_table", description=about[1], epilog=about[2])
+    parser = command.parser("ct_table", __doc__, 1, 2)
     parser.add_argument("--cohort", type=Path, required=True, help="table of cases with ct, clinical.* and labels")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the table")
     source = parser.add_mutually_exclusive_group()
@@ -173,17 +172,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--external", nargs="+", default=[], metavar="CENTRE", help="centres that all models together judge, once")
     parser.add_argument("--variant", choices=SIZES, default=SIZES[0], help="sizes and training")
     parser.add_argument("--schema", type=Path, metavar="FILE", help="clinical variables in place of the GIST abstract's")
-    parser.add_argument("--epochs", type=int, help="instead of each training's own")
-    parser.add_argument("--jobs", type=int, default=1, help="rows trained side by side (default: 1)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-    asked = parser.parse_args(arguments)
-    try:
-        if asked.jobs < 1 or (asked.epochs is not None and asked.epochs < 1):
-            raise BadOption(f"--jobs {asked.jobs} --epochs {asked.epochs}; at least 1 of each is wanted.", "Correct them.")
-        results, failed = run(asked)
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
+    command.add_table(parser, "rows", "instead of each training's own")
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> int:
+    command.at_least(asked, jobs=1, epochs=1)
+    results, failed = run(asked)
     for label, reason in failed.items():
         print(f"{label} failed: {reason}", file=sys.stderr)
     for row in results["methods"]:

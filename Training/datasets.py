@@ -1,7 +1,11 @@
-"""Published tables of real patients as cases and features: what is the label, what is used and what is left out."""
+"""Published tables of real patients as cases and features: what is the label, what is used and what is left out.
+
+`write_as_cohort` makes of such a table the cohort and the schema of clinical values that networks are trained on.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from HARM3Logic.case import Case
-from HARM3Logic.cohort import CLINICAL, read_cohort
+from HARM3Logic.case import Case, write_text
+from HARM3Logic.clinical import Schema, Variable
+from HARM3Logic.cohort import CLINICAL, read_cohort, write_cohort
 from HARM3Logic.errors import BadOption
+
+UNKNOWN = "unknown"  # a gap among words
 
 
 @dataclass(frozen=True)
@@ -106,12 +113,17 @@ DATASETS: dict[str, Dataset] = {
 
 @dataclass(frozen=True)
 class Table:
-    """Features with one row per case, and the cases."""
+    """Features with one row per case, and the cases.
+
+    Args:
+        published: it is one of `DATASETS`, not a cohort.
+    """
 
     name: str
     frame: pd.DataFrame
     cases: tuple[Case, ...]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    published: bool = False
 
 
 def read_table(path: Path, dataset: str = "") -> Table:
@@ -155,7 +167,7 @@ def read_table(path: Path, dataset: str = "") -> Table:
         )
     )
     notes = {"label": f"{known.label} = {known.positive}", "columns": columns, "left_out": known.left_out}
-    return Table(f"{name}:{features}", frame, cases, notes)
+    return Table(f"{name}:{features}", frame, cases, notes, published=True)
 
 
 def _cohort_table(path: Path) -> Table:
@@ -173,13 +185,57 @@ def _cohort_table(path: Path) -> Table:
     return Table(path.stem, _tidy(frame, ()), cases, {"columns": columns})
 
 
+def write_as_cohort(table: Table, out: Path, ct: Path | None = None) -> tuple[Path, Path]:
+    """Write `cohort.csv` and `schema.json`, which say the same as the table: numbers as they are, words as categories without an order,
+    gaps as unknown. A column of one word tells nothing and is left out.
+
+    Args:
+        ct: folder with CASE_ID/ct.* and the tumour's mask CASE_ID/tumour.* of every case.
+
+    Raises:
+        BadOption: a case has no CT or no mask there, or several.
+    """
+    texts = {str(name): _texts(column) for name, column in table.frame.items()}
+    variables = []
+    for name, column in texts.items():
+        words = sorted({text for text in column if text})
+        if pd.api.types.is_numeric_dtype(table.frame[name]):
+            variables.append(Variable(name, "numeric"))
+        elif len(words) > 1:
+            variables.append(Variable(name, "binary" if len(words) == 2 else "categorical", allowed=tuple(words)))
+    schema = Schema(tuple(variables))
+    rows = []
+    for k, case in enumerate(table.cases):
+        row: dict[str, Any] = {"case_id": case.case_id, "patient_id": case.patient_id, "centre": case.centre}
+        if ct is not None:
+            row |= {"ct": _only(ct / case.case_id, "ct.*"), "tumour_ct": _only(ct / case.case_id, "tumour.*")}
+        row |= {CLINICAL + name: texts[name][k] for name in schema.names}
+        rows.append({**row, "label": "" if case.label is None else case.label})
+    write_cohort(out / "cohort.csv", rows)
+    write_text(out / "schema.json", json.dumps(schema.to_dict(), indent=2) + "\n")
+    return out / "cohort.csv", out / "schema.json"
+
+
+def _texts(column: pd.Series) -> list[str]:
+    """The values as a cohort's table has them, empty where unknown."""
+    number = pd.api.types.is_numeric_dtype(column)
+    return ["" if pd.isna(value) or value == UNKNOWN else f"{value:.12g}" if number else str(value) for value in column]
+
+
+def _only(folder: Path, pattern: str) -> str:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise BadOption(f"{str(folder)!r} holds {len(found)} files {pattern}; one is wanted.", "Correct the folder of the CTs.")
+    return str(found[0].resolve())
+
+
 def _tidy(frame: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
     """Numbers as numbers with gaps, everything else as text, in which a gap is the word unknown."""
     tidy = {}
     for name in frame:
         column = frame[name]
         number = name not in words and pd.api.types.is_numeric_dtype(column)
-        tidy[str(name)] = column.astype(float) if number else column.map(lambda v: "unknown" if pd.isna(v) else str(v)).astype(object)
+        tidy[str(name)] = column.astype(float) if number else column.map(lambda v: UNKNOWN if pd.isna(v) else str(v)).astype(object)
     return pd.DataFrame(tidy)
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from HARM3Logic import __version__
 from HARM3Logic.case import write_text
 from HARM3Logic.cohort import write_cohort
-from HARM3Logic.errors import BadCohort, BadOption, HARM3Error
-from Training import checklist, external, metrics, page, tables
+from HARM3Logic.errors import BadCohort, BadOption
+from Training import checklist, command, external, metrics, page, tables
 from Training.runs import WITHOUT, Run, read_runs
 
 SEED = 0
@@ -164,8 +164,8 @@ def run(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    about = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser("python -m Training.evaluate", description=about[0].split(":")[0] + ".", epilog=about[1])
+    parser = command.parser("evaluate", __doc__, 0, 1)
+    parser.description = "Judge runs by their stored predictions."
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folder of a run, with fold-K/predictions.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument(
@@ -176,12 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--cohort", type=Path, help="table that has the column of --subgroup")
     parser.add_argument("--external", metavar="COHORT.csv", type=Path, help="locked cases, judged once by the model of the reference")
-    options = parser.parse_args(arguments)
-    try:
-        results = run(options.runs, options.out, options.reference, options.subgroup, options.cohort, options.external)
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> int:
+    results = run(asked.runs, asked.out, asked.reference, asked.subgroup, asked.cohort, asked.external)
     for row in results["runs"]:
         print(f"{row['run']}: AUC {row['auc']}")
     for row in results["comparisons"]:
@@ -190,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"external: AUC {results['external'].get('auc', '-')}")
         for reason in results["external"]["failures"]:
             print(f"not predicted: {reason}", file=sys.stderr)
-    print(f"Report: {options.out / 'report.html'}")
+    print(f"Report: {asked.out / 'report.html'}")
     return 2 if results["external"] and results["external"]["failures"] else 0
 
 

@@ -22,10 +22,10 @@ from scipy.special import logit as log_odds
 
 from HARM3Logic import checkpoint
 from HARM3Logic.checkpoint import Card, Checkpoint
-from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.errors import BadOption
 from HARM3Logic.familiarity import Reference
 from HARM3Logic.models import MODELS
-from Training import calibration, metrics
+from Training import calibration, command, metrics
 from Training.judgement import calibrate
 from Training.runs import Run, read_run
 
@@ -138,21 +138,19 @@ def merged(parts: Sequence[Mapping[str, Reference]]) -> dict[str, Reference]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m Training.export", description=(__doc__ or "").split("\n\n")[0])
+    parser = command.parser("export", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that Training.train wrote")
     parser.add_argument("--how", choices=HOW, default="ensemble", help="which model to take (default: ensemble)")
     parser.add_argument("--out", type=Path, help="file to write (default: RUN/checkpoint.safetensors)")
-    asked = parser.parse_args(arguments)
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> None:
     out = asked.out or asked.run / "checkpoint.safetensors"
-    try:
-        card = export(asked.run, out, asked.how)
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
+    card = export(asked.run, out, asked.how)
     print(
         f"{out}: {asked.how} of {card.training['folds']} folds, out-of-fold AUC {metrics.Estimate(**card.training['out_of_fold']['auc'])}"
     )
-    return 0
 
 
 if __name__ == "__main__":

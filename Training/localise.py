@@ -23,11 +23,12 @@ from HARM3Logic import checkpoint, volume
 from HARM3Logic.batch import Prepared, collate
 from HARM3Logic.case import Case
 from HARM3Logic.cohort import read_cohort
-from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.errors import BadOption
 from HARM3Logic.explain import saliency
 from HARM3Logic.models.output import CamLayer
 from HARM3Logic.prepare import prepare
 from HARM3Logic.tile_encoder import TileEncoder
+from Training import command
 
 WIDEN_MM = 5.0
 
@@ -134,26 +135,24 @@ def _on_grid(case: Case, prepared: Prepared) -> Bool[np.ndarray, "D H W"]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m Training.localise", description=(__doc__ or "").split("\n\n")[0])
+    parser = command.parser("localise", __doc__)
     parser.add_argument("cohort", type=Path)
     parser.add_argument("--checkpoint", type=Path, nargs="+", help="a row for each (default: the demo checkpoint)")
     parser.add_argument("--layers", nargs="+", help="submodules of the trunk (default: where the model explains itself)")
-    options = parser.parse_args(arguments)
-    try:
-        torch.set_flush_denormal(True)
-        cases = read_cohort(options.cohort)
-        print(f"{'model':<32} {'layer':<12} {'cases':>5} {'maximum in mask':>16} {'heat in mask':>13} {'random voxel':>13}")
-        for path in options.checkpoint or [checkpoint.default()]:
-            loaded = checkpoint.load(path)
-            encoder = TileEncoder.load(loaded.card.tile_encoder["name"]) if loaded.card.tile_encoder else None
-            layers: list[str | None] = options.layers or [None]
-            for layer, heat in zip(layers, localise(cases, loaded, layers, encoder), strict=True):
-                shown = layer or getattr(loaded.model.config, "cam_layer", "own")
-                print(f"{path.stem:<32} {shown!s:<12} {heat.cases:>5} {heat.inside:>16.1%} {heat.share:>13.1%} {heat.random:>13.1%}")
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> None:
+    torch.set_flush_denormal(True)
+    cases = read_cohort(asked.cohort)
+    print(f"{'model':<32} {'layer':<12} {'cases':>5} {'maximum in mask':>16} {'heat in mask':>13} {'random voxel':>13}")
+    for path in asked.checkpoint or [checkpoint.default()]:
+        loaded = checkpoint.load(path)
+        encoder = TileEncoder.load(loaded.card.tile_encoder["name"]) if loaded.card.tile_encoder else None
+        layers: list[str | None] = asked.layers or [None]
+        for layer, heat in zip(layers, localise(cases, loaded, layers, encoder), strict=True):
+            shown = layer or getattr(loaded.model.config, "cam_layer", "own")
+            print(f"{path.stem:<32} {shown!s:<12} {heat.cases:>5} {heat.inside:>16.1%} {heat.share:>13.1%} {heat.random:>13.1%}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Judge the slide models on real bags: python -m Training.mil_benchmark ucsb_breast_cancer.csv.gz --out DIR [--model clam transmil].
 
 The UCSB breast cancer bags: 58 H&E images as bags of 21 to 40 image patches, each 708 hand-made features; 26 malignant. Ten folds for
-each of five seeds, the folds, loop and statistics of every other training here. Nothing is tuned or chosen on the bags: epochs are fixed,
-all bags of the other folds train, features are scaled by what the training saw of them.
+each of five seeds, the folds, loop and statistics of every other training here, and the small networks as `experiments.baselines` trains
+them, which is as their authors do. Nothing is tuned: of the bags that are not judged some stop the training and the others train, and
+features are scaled by what the training saw of them.
 
 Writes DIR/MODEL-seedS/fold-K/predictions.csv and DIR/summary.json; a stopped run goes on where it was.
 """
@@ -24,27 +25,30 @@ from lightning_fabric import Fabric
 from scipy.special import expit
 
 from HARM3Logic.batch import Prepared
-from HARM3Logic.case import SEQUENCES, TIMEPOINTS, Case, write_text
+from HARM3Logic.case import Case, write_text
 from HARM3Logic.cohort import write_cohort
-from HARM3Logic.errors import BadOption, HARM3Error
-from HARM3Logic.models import clam, transmil
-from HARM3Logic.predict import writable
-from Training import metrics
+from HARM3Logic.prediction import writable
+from Training import command, metrics
 from Training.cache import Cache
 from Training.datasets import read_table
 from Training.devices import open_fabric
 from Training.experiment import Augmentation, Experiment
+from Training.experiments import baselines
 from Training.folds import Split, folds
 from Training.loop import logits, train
+from Training.record import same_experiment
 from Training.tabular import summarise
 
 STILL = Augmentation(flip=0.0, shift=(0, 0, 0), scale=0.0, offset=0.0, drop_volume=0.0, drop_slide=0.0)
-SHARED: dict[str, Any] = {"augmentation": STILL, "batch_size": 1, "optimiser": "adam", "weight_decay": 1e-5}
-EXPERIMENTS = {  # rates and weight decay are the authors'; TransMIL's Lookahead(RAdam) is plain Adam here
-    "clam": Experiment("clam", clam.compact(), epochs=10, learning_rate=1e-4, **SHARED),
-    "clam_mb": Experiment("clam", dataclasses.replace(clam.compact(), branches="multi"), epochs=10, learning_rate=1e-4, **SHARED),
-    "transmil": Experiment("transmil", transmil.compact(), epochs=5, learning_rate=2e-4, **SHARED),
-}
+
+
+def _on_bags(method: str, **config: Any) -> Experiment:
+    """The small network as its authors train it; a bag is never changed."""
+    own = baselines.EXPERIMENTS[f"{method}_compact"]
+    return dataclasses.replace(own, config=dataclasses.replace(own.config, **config), augmentation=STILL)
+
+
+EXPERIMENTS = {"clam": _on_bags("clam"), "clam_mb": _on_bags("clam", branches="multi"), "transmil": _on_bags("transmil")}
 PUBLISHED = {  # AUC of ten folds: Ramsauer et al. 2020, arXiv 2008.02217, table 1; the last was measured on the same table
     "Hopfield pooling": "0.895 ± 0.008",
     "path encoding": "0.880 ± 0.022",
@@ -55,7 +59,7 @@ PUBLISHED = {  # AUC of ten folds: Ramsauer et al. 2020, arXiv 2008.02217, table
 
 
 class Bags(Cache):
-    """Bags of features in memory, as prepared cases without any volume."""
+    """Bags of features in memory, as prepared cases of a slide alone."""
 
     def __init__(self, bags: Sequence[torch.Tensor], cases: Sequence[Case]) -> None:
         super().__init__([], cases)
@@ -66,11 +70,7 @@ class Bags(Cache):
 
     def __getitem__(self, index: int) -> Prepared:
         case, tiles = self.cases[index], self.bags[index]
-        shape = (len(TIMEPOINTS), len(SEQUENCES))
-        return Prepared(
-            case_id=case.case_id, label=case.label, tiles=tiles, tile_xy_um=torch.zeros(len(tiles), 2),
-            mri=torch.zeros(*shape, 1, 1, 1), mri_mask=torch.zeros(shape, dtype=torch.bool), body=torch.zeros(1, 1, 1, dtype=torch.bool),
-        )  # fmt: skip
+        return Prepared(case_id=case.case_id, label=case.label, tiles=tiles, tile_xy_um=torch.zeros(len(tiles), 2))
 
 
 def read_bags(path: Path) -> Bags:
@@ -86,11 +86,11 @@ def read_bags(path: Path) -> Bags:
 
 
 def judge(experiment: Experiment, bags: Bags, split: Split, out: Path, fabric: Fabric) -> list[dict[str, Any]]:
-    """Train on every other bag and judge the fold; nothing is done again that is there."""
+    """Train on the other bags and judge the fold; nothing is done again that is there."""
     path = out / "predictions.csv"
     if path.is_file():
         return list(pd.read_csv(path, dtype={"case_id": str}).to_dict("records"))
-    trained = train(experiment, bags, dataclasses.replace(split, train=split.train + split.choose), out, fabric)
+    trained = train(experiment, bags, split, out, fabric)
     found, label = logits(trained, bags, split.judge, 1, fabric.device)
     names = [bags.cases[k].case_id for k in split.judge]
     rows = [
@@ -113,40 +113,33 @@ def benchmark(model: str, bags: Bags, out: Path, count: int, repeats: int, fabri
         experiment = EXPERIMENTS[model]
         experiment = dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, tile_features=features), seed=seed)
         folder = writable(out / f"{model}-seed{seed}")
-        plain = json.dumps({**dataclasses.asdict(experiment), "folds": count}, indent=2)
-        described = folder / "experiment.json"
-        if described.is_file() and described.read_text(encoding="utf-8") != plain:
-            raise BadOption(f"{str(folder)!r} holds a run of other settings.", "Choose another --out or remove it.")
-        write_text(described, plain)
+        settings = {"folds": count, "external": [], "by_centre": False, "shuffle_labels": None}
+        same_experiment(folder / "experiment.json", settings, experiment)
         splits = folds(bags.cases, count, seed)
         judged.append([judge(experiment, bags, split, folder / f"fold-{split.number}", fabric) for split in splits])
-    everyone = [dataclasses.replace(split, train=split.train + split.choose) for split in splits]
-    return summarise(judged, everyone)
+    return summarise(judged, splits)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m Training.mil_benchmark", description=(__doc__ or "").split("\n\n")[0])
+    parser = command.parser("mil_benchmark", __doc__)
     parser.add_argument("table", type=Path, metavar="TABLE")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", nargs="+", choices=list(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5, help="seeds of folds and weights (default: 5)")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args(arguments)
-    try:
-        if options.repeats < 1 or options.folds < 2:
-            raise BadOption(f"--repeats {options.repeats} --folds {options.folds}; at least 1 and 2 are wanted.", "Correct them.")
-        bags, fabric = read_bags(options.table), open_fabric(options.device)
-        found = {m: benchmark(m, bags, options.out, options.folds, options.repeats, fabric) for m in options.model}
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
+    command.add_device(parser)
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> None:
+    command.at_least(asked, repeats=1, folds=2)
+    bags, fabric = read_bags(asked.table), open_fabric(asked.device)
+    found = {model: benchmark(model, bags, asked.out, asked.folds, asked.repeats, fabric) for model in asked.model}
     plain = {model: {key: dataclasses.asdict(value) for key, value in estimates.items()} for model, estimates in found.items()}
-    write_text(options.out / "summary.json", json.dumps({**plain, "published": PUBLISHED}, indent=2).replace("NaN", "null") + "\n")
+    write_text(asked.out / "summary.json", json.dumps({**plain, "published": PUBLISHED}, indent=2).replace("NaN", "null") + "\n")
     for model, estimates in found.items():
         print(f"{model}: AUC over folds {estimates['folds']}, all bags at once {estimates['pooled']}")
     print("beside it: " + "; ".join(f"{name} {value}" for name, value in PUBLISHED.items()))
-    return 0
 
 
 if __name__ == "__main__":

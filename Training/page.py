@@ -91,30 +91,6 @@ def render_tables(results: Mapping[str, Any], runs: Sequence[Run], reference: Ru
     )
 
 
-def render_ct_table(results: Mapping[str, Any]) -> str:
-    """The page of `Training.ct_table`.
-
-    Args:
-        results: what `Training.ct_table.tabulate` gives.
-    """
-    told = [row for row in results["planned"] if row["p_holm"] < 0.05]
-    lines = _headline({**results, "comparisons": []})
-    for row in told:
-        word = "higher" if row["difference"].value > 0 else "lower"
-        step = f"{abs(row['difference'].value):.3f} {word} than {row['reference']}"
-        lines.append(f"{row['where']}: {row['run']} has an AUC {step} (p {probability(row['p_holm'])} after Holm).")
-    if len(told) < len(results["planned"]):
-        lines.append(f"{len(results['planned']) - len(told)} of the {len(results['planned'])} planned comparisons tell nothing apart.")
-    own = next(row for row in results["methods"] if row["run"] == results["reference"])
-    if own["gap"] is not None:
-        lines.append(f"On the locked centres the AUC of {own['run']} is {own['external']['auc']!s}, a step of {own['gap']!s}.")
-    return (
-        _environment()
-        .get_template("ct_table.html.j2")
-        .render(r=results, headline=lines, picture=plots.gap(results["methods"]), centres=list(own["external"].get("by_centre", {})))
-    )
-
-
 def _headline(results: Mapping[str, Any]) -> list[str]:
     """What a reader should take home, in sentences."""
     if not results["runs"]:
@@ -162,8 +138,17 @@ def estimate(value: Estimate | None, digits: int = 3) -> str:
         return "–"
     if not math.isfinite(value.low):
         return number(value.value, digits)
+    return f"{number(value.value, digits)}<br><small>{_span(value, digits)}</small>"
+
+
+def inline(value: Estimate, digits: int = 3) -> str:
+    """A value and its interval within a sentence."""
+    return number(value.value, digits) + (f" ({_span(value, digits)})" if math.isfinite(value.low) else "")
+
+
+def _span(value: Estimate, digits: int) -> str:
     to = "–" if value.low >= 0 else " to "
-    return f"{number(value.value, digits)}<br><small>{number(value.low, digits)}{to}{number(value.high, digits)}</small>"
+    return f"{number(value.low, digits)}{to}{number(value.high, digits)}"
 
 
 def duration(seconds: float | None) -> str:

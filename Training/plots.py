@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import matplotlib
 
@@ -126,25 +125,6 @@ def calibration(runs: Sequence[Run], reference: Run) -> str:
         _legend(axes, runs, "upper left")
 
     return _picture(draw)
-
-
-def gap(rows: Sequence[Mapping[str, Any]]) -> str:
-    """AUC inside and on locked centres, each with its interval; a line joins the two of a row."""
-
-    def draw(axes: Axes) -> None:
-        axes.axvline(0.5, color="#c8ced6", lw=1, zorder=0)
-        for k, row in enumerate(rows):
-            places = [("internal", row["auc"], COLOURS[0], k - 0.12), ("external", row["external"].get("auc"), COLOURS[1], k + 0.12)]
-            known = [place for place in places if place[1] is not None and np.isfinite(place[1].value)]
-            axes.plot([auc.value for _, auc, _, _ in known], [height for *_, height in known], color="#5d6876", lw=1, zorder=1)
-            for name, auc, colour, height in known:
-                axes.plot([auc.low, auc.high], [height] * 2, color=colour, lw=1, alpha=0.6)
-                axes.plot(auc.value, height, "o", color=colour, ms=6, label=name if k == 0 else None)
-        axes.set_yticks(range(len(rows)), [row["run"] for row in rows])
-        axes.set(xlabel="AUC with its 95 % interval", xlim=(-0.01, 1.01), ylim=(len(rows) - 0.5, -0.5))
-        axes.legend(loc="lower left", fontsize=8.5)
-
-    return _picture(draw, (6.4, 0.9 + 0.42 * len(rows)))
 
 
 def decision_curve(runs: Sequence[Run], reference: Run) -> str:

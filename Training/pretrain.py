@@ -31,12 +31,13 @@ from tqdm import tqdm
 from HARM3Logic.case import write_text
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.device import choose
-from HARM3Logic.errors import BadCheckpoint, BadOption, HARM3Error
+from HARM3Logic.errors import BadCheckpoint, BadOption
 from HARM3Logic.models import ct_clinical
 from HARM3Logic.models.mae3d import MAE3D, MAEConfig
 from HARM3Logic.models.vit3d import ViTTrunk, load_trunk
 from HARM3Logic.prediction import writable
 from HARM3Logic.prepare import Preprocessing
+from Training import command
 from Training.crops import Crops, cases_of_folder, read_crops, refuse_shared
 
 TARGET = "trunk.safetensors"
@@ -269,7 +270,7 @@ def run(recipe: Recipe, folder: Path | None, cohort: Path | None, out: Path, nev
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m Training.pretrain", description=(__doc__ or "").split("\n\n")[0])
+    parser = command.parser("pretrain", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--crops", type=Path, metavar="DIR", help="folder of CT images with the tumour in their middle")
     source.add_argument("--cohort", type=Path, metavar="C.csv", help="table of cases with ct and tumour_ct or tumour_point_mm")
@@ -277,19 +278,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--never", type=Path, action="append", default=[], metavar="COHORT.csv", help="cohort whose patients are refused")
     parser.add_argument("--recipe", choices=RECIPES, default="compact")
     parser.add_argument("--epochs", type=int, help="default: the recipe's")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-    asked = parser.parse_args(arguments)
-    try:
-        recipe = RECIPES[asked.recipe]
-        if asked.epochs is not None:
-            if asked.epochs < 1:
-                raise BadOption(f"--epochs is {asked.epochs}; at least 1 is wanted.", "Correct it.")
-            recipe = replace(recipe, epochs=asked.epochs)
-        run(recipe, asked.crops, asked.cohort, asked.out, asked.never, asked.device)
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    command.add_device(parser)
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> None:
+    command.at_least(asked, epochs=1)
+    recipe = RECIPES[asked.recipe]
+    recipe = recipe if asked.epochs is None else replace(recipe, epochs=asked.epochs)
+    run(recipe, asked.crops, asked.cohort, asked.out, asked.never, asked.device)
 
 
 if __name__ == "__main__":

@@ -22,18 +22,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from HARM3Logic.clinical import read_schema
 from HARM3Logic.cohort import read_cohort
-from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
-from Training import search_page, start
+from Training import command, search_page, start
 from Training.devices import open_fabric
-from Training.experiment import Experiment, find
+from Training.experiment import Experiment
 from Training.folds import Split
 from Training.history import best_of, read_history, write_history
 from Training.record import same_experiment
 from Training.space import Space, put, space_of
-from Training.train import finish, partition, prepared
+from Training.train import asked_experiment, finish, partition, prepared
 from Training.trial import inner_splits, objective
 
 try:
@@ -111,11 +110,8 @@ def _fold(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    about = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser("python -m Training.search", description=about[0], epilog=about[1])
-    parser.add_argument("experiment", metavar="NAME[:VARIANT]", help="a file of Training/experiments and one of its variants")
-    parser.add_argument("--cohort", type=Path, required=True, help="table of cases with labels")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the search and of the run")
+    parser = command.parser("search", __doc__, 0, 1)
+    command.add_training(parser, "folder of the search and of the run", "outer fold", "folder of prepared cases")
     parser.add_argument("--trials", type=int, default=50, help="of each outer fold (default: 50)")
     parser.add_argument("--min-epochs", type=int, metavar="A", help="of the shortest trials (default: a ninth of the longest)")
     parser.add_argument("--max-epochs", type=int, metavar="B", help="of the longest trials (default: the experiment's)")
@@ -124,31 +120,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers make the trials; all must see --out")
     parser.add_argument("--fold", type=int, help="this outer fold only")
     parser.add_argument("--seed", type=int, default=0, help="of the search (default: 0)")
-    parser.add_argument("--external", action="append", default=[], metavar="CENTRE", help="a centre that only Training.evaluate may open")
-    parser.add_argument("--by-centre", action="store_true", help="one outer fold for each centre")
-    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="trunk to start from (Training.pretrain)")
-    parser.add_argument("--schema", type=Path, metavar="FILE", help="clinical variables (JSON or TOML) in place of the experiment's")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of prepared cases, to share between runs (default: in --out)")
-    asked = parser.parse_args(arguments)
-    try:
-        experiment = find(asked.experiment)
-        if asked.schema:
-            experiment = start.with_schema(experiment, read_schema(asked.schema))
-        if asked.pretrained:
-            experiment = dataclasses.replace(experiment, pretrained=str(asked.pretrained))
-        plan = _plan(asked, experiment)
-        run(
-            experiment, asked.experiment, asked.cohort, asked.out, plan, fold=asked.fold, device=asked.device,
-            external=asked.external, by_centre=asked.by_centre, cache=asked.cache,
-        )  # fmt: skip
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> None:
+    experiment = asked_experiment(asked)
+    run(
+        experiment, asked.experiment, asked.cohort, asked.out, _plan(asked, experiment), fold=asked.fold, device=asked.device,
+        external=asked.external, by_centre=asked.by_centre, cache=asked.cache,
+    )  # fmt: skip
 
 
 def _plan(asked: argparse.Namespace, experiment: Experiment) -> Plan:
@@ -156,9 +136,7 @@ def _plan(asked: argparse.Namespace, experiment: Experiment) -> Plan:
     low = asked.min_epochs or max(1, high // 9)
     if not 1 <= low <= high:
         raise BadOption(f"trials of {low} to {high} epochs were asked for; 1 or more, rising, are wanted.", "Correct --min-epochs.")
-    for name, least in (("trials", 4), ("inner", 2), ("workers", 1)):
-        if getattr(asked, name) < least:
-            raise BadOption(f"--{name} is {getattr(asked, name)}; {least} or more are wanted.", "Correct it.")
+    command.at_least(asked, trials=4, inner=2, workers=1)
     return Plan(asked.trials, (low, high), asked.inner, asked.seed, asked.workers, asked.scheduler)
 
 

@@ -9,11 +9,14 @@ same weights in half precision, position embeddings resampled to tiles of 224 px
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from HARM3Logic.tile_encoder import EncoderEntry, save_encoder
+from Training import command
 
 OUT = Path(__file__).resolve().parent.parent / "HARM3Slicer" / "Resources" / "Models" / "tile_encoder.safetensors"
 
@@ -30,15 +33,18 @@ ENTRY = EncoderEntry(
 )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SOURCE")
     parser.add_argument("out", type=Path, metavar="OUT", nargs="?", default=OUT)
-    arguments = parser.parse_args()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    save_encoder(ENTRY, load_file(arguments.source), arguments.out)
-    print(arguments.out, arguments.out.stat().st_size, "bytes")
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> None:
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    save_encoder(ENTRY, load_file(asked.source), asked.out)
+    print(asked.out, asked.out.stat().st_size, "bytes")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Both tables of the paper for a cohort: python -m Training.table1 --cohort COHORT.csv --out DIR [--methods M ...] [--epochs N] [--jobs N].
+"""Both tables of the paper for a cohort: python -m Training.table1 --cohort COHORT.csv --out DIR [--methods M ...] [--folds N] [--jobs N].
 
 Trains every comparison method and every row of the ablation on the same folds, one after the other or side by side (on a GPU of its own
 each where there are several), measures what each costs and where its heat lies, and compares all with HARM3-Fusion on the same cases.
@@ -21,10 +21,10 @@ from typing import Any
 from HARM3Logic.case import INPUTS, MRI, Case, write_text
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.device import choose
-from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
 from Training import cache as caching
-from Training import cost, evaluate, loop, page, published, side_by_side, start, train, trunks
+from Training import command, cost, evaluate, loop, page, published, side_by_side, start, train, trunks
 from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.folds import Split
@@ -215,31 +215,28 @@ def _method(run: Run) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    about = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser("python -m Training.table1", description=about[1], epilog=about[2])
+    parser = command.parser("table1", __doc__, 1, 2)
     parser.add_argument("--cohort", type=Path, required=True, help="table of cases with labels")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the tables")
     parser.add_argument("--methods", nargs="+", default=[], metavar="M", help=f"{', '.join(methods())}, or LABEL=NAME:VARIANT")
     parser.add_argument("--variant", choices=VARIANTS, default=VARIANTS[0], help="sizes and training; equal: all as ours")
-    parser.add_argument("--epochs", type=int, help="instead of each method's own; its stages shrink alike")
-    parser.add_argument("--jobs", type=int, default=1, help="methods trained side by side (default: 1)")
-    parser.add_argument("--external", action="append", default=[], metavar="CENTRE", help="a centre that only Training.evaluate may open")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
-    asked = parser.parse_args(arguments)
-    try:
-        if asked.jobs < 1 or (asked.epochs is not None and asked.epochs < 1):
-            raise BadOption(f"--jobs {asked.jobs} --epochs {asked.epochs}; at least 1 of each is wanted.", "Correct them.")
-        names = chosen(asked.methods, asked.variant)
-        experiments = {label: (name, shortened(find(name), asked.epochs)) for label, name in names.items()}
-        failed = train_all(experiments, asked.cohort, writable(asked.out), side_by_side.slots(asked.jobs, asked.device), asked.external)
-        for label, reason in failed.items():
-            print(f"{label} failed: {reason}", file=sys.stderr)
-        if len(failed) == len(names):
-            return 2
-        results = tabulate(asked.out, [label for label in names if label not in failed])
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
+    parser.add_argument("--folds", type=int, help="instead of each method's own five; two judge every case at the least cost")
+    command.add_external(parser)
+    command.add_table(parser, "methods", "instead of each method's own; its stages shrink alike")
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> int:
+    command.at_least(asked, jobs=1, epochs=1, folds=2)
+    names = chosen(asked.methods, asked.variant)
+    found = {label: shortened(find(name), asked.epochs) for label, name in names.items()}
+    experiments = {label: (names[label], replace(each, folds=asked.folds or each.folds)) for label, each in found.items()}
+    failed = train_all(experiments, asked.cohort, writable(asked.out), side_by_side.slots(asked.jobs, asked.device), asked.external)
+    for label, reason in failed.items():
+        print(f"{label} failed: {reason}", file=sys.stderr)
+    if not names.keys() - failed.keys():
         return 2
+    results = tabulate(asked.out, [label for label in names if label not in failed])
     for row in results["runs"]:
         print(f"{row['run']}: AUC {row['auc']}")
     print(f"Tables: {asked.out / 'table1.html'}")

@@ -5,7 +5,10 @@ a check of folds and statistics on labels that nobody here made, and the bar for
 `datasets.DATASETS` (told by its file name), or a cohort table whose columns `clinical.*` are the features.
 
 Writes DIR/logistic and DIR/boosting, each a run folder that Training.evaluate reads (`experiment.json`, `fold-K/predictions.csv`), the
-further seeds of --repeats beside them as `logistic-seed1` ..., and DIR/summary.json.
+further seeds of --repeats beside them as `logistic-seed1` ..., and DIR/summary.json; of a published table also DIR/cohort.csv and
+DIR/schema.json, with which a network is trained on the same cases, columns and folds:
+
+    python -m Training.train ct_clinical:compact_clinical --cohort DIR/cohort.csv --schema DIR/schema.json --out RUN
 """
 
 from __future__ import annotations
@@ -32,10 +35,10 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from HARM3Logic import __version__
 from HARM3Logic.case import write_text
 from HARM3Logic.cohort import write_cohort
-from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
-from Training import comparison, metrics
-from Training.datasets import Table, read_table
+from Training import command, comparison, metrics
+from Training.datasets import Table, read_table, write_as_cohort
 from Training.folds import Split, folds
 from Training.judgement import calibrate, prediction_rows
 
@@ -138,10 +141,11 @@ def tabular(table: Table, out: Path, options: argparse.Namespace) -> dict[str, d
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m Training.tabular", description=(__doc__ or "").split("\n\n")[0])
+    parser = command.parser("tabular", __doc__)
     parser.add_argument("table", type=Path, metavar="TABLE", help="a published table, or a cohort with columns clinical.*")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--dataset", default="", metavar="NAME[:FEATURES]", help="where the file serves several; features: a named set")
+    parser.add_argument("--ct", type=Path, metavar="DIR", help="CASE/ct.* and CASE/tumour.* of a published table, for DIR/cohort.csv")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the folds (default: 0)")
     parser.add_argument("--repeats", type=int, default=1, help="seeds from --seed on (default: 1)")
@@ -149,15 +153,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which.add_argument("--by-centre", action="store_true", help="judge each centre by a model that saw none of it")
     which.add_argument("--judge-centres", nargs="+", default=[], metavar="CENTRE", help="train on the other centres, judge these")
     parser.add_argument("--external", nargs="+", default=[], metavar="CENTRE", help="locked: neither train, choose nor judge")
-    options = parser.parse_args(arguments)
-    try:
-        if options.repeats < 1 or options.folds < 2:
-            raise BadOption(f"--repeats {options.repeats} --folds {options.folds}; at least 1 and 2 are wanted.", "Correct them.")
-        tabular(read_table(options.table, options.dataset), options.out, options)
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> None:
+    command.at_least(asked, repeats=1, folds=2)
+    table = read_table(asked.table, asked.dataset)
+    if table.published:
+        write_as_cohort(table, writable(asked.out), asked.ct)
+    elif asked.ct is not None:
+        raise BadOption(f"{str(asked.table)!r} is a cohort, which says itself where its CTs are.", "Leave out --ct.")
+    tabular(table, asked.out, asked)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,11 @@ from HARM3Logic import checkpoint
 from HARM3Logic.case import Case
 from HARM3Logic.clinical import read_schema
 from HARM3Logic.cohort import read_cohort, write_cohort
-from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.errors import BadOption
 from HARM3Logic.familiarity import learn
 from HARM3Logic.prediction import writable
 from Training import cache as caching
-from Training import metrics, start
+from Training import command, metrics, start
 from Training.cache import Cache
 from Training.devices import open_fabric
 from Training.experiment import Experiment, find
@@ -106,7 +106,7 @@ def prepared(
     workers: int | None = None,
     wanted: Sequence[str] | None = None,
 ) -> Cache:
-    """The cases as the experiment's model sees them.
+    """The cases as the experiment's model sees them, without what it does not read.
 
     Args:
         wanted: as in `run`.
@@ -114,8 +114,9 @@ def prepared(
     Raises:
         BadCohort: cases cannot be prepared.
     """
+    own = start.inputs(experiment)
     return caching.build(
-        cases, experiment.preprocessing, experiment.tile_encoder, folder, wanted=start.inputs(experiment) if wanted is None else wanted,
+        cases, experiment.preprocessing, experiment.tile_encoder, folder, wanted=own if wanted is None else wanted, read=own,
         schema=experiment.schema, ignore_masks=experiment.ignore_masks, device=device, workers=workers,
     )  # fmt: skip
 
@@ -220,41 +221,37 @@ def _of(cache: Cache, rows: Sequence[int]) -> list[Case]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    about = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser("python -m Training.train", description=about[0], epilog=about[-1])
-    parser.add_argument("experiment", metavar="NAME[:VARIANT]", help="a file of Training/experiments and one of its variants")
-    parser.add_argument("--cohort", type=Path, required=True, help="table of cases with labels")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser = command.parser("train", __doc__, 0, -1)
+    command.add_training(parser, "folder of the run", "fold", "prepared cases and taught trunks")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--fold", type=int, help="train this fold only")
     which.add_argument("--whole", action="store_true", help="train one model on all cases, judged on none")
-    parser.add_argument("--external", action="append", default=[], metavar="CENTRE", help="a centre that only Training.evaluate may open")
-    parser.add_argument("--by-centre", action="store_true", help="one fold for each centre")
     parser.add_argument("--tensorboard", action="store_true", help="write the losses for TensorBoard, too")
-    parser.add_argument("--pretrained", type=Path, metavar="FILE", help="trunk to start from (Training.pretrain)")
-    parser.add_argument("--schema", type=Path, metavar="FILE", help="clinical variables (JSON or TOML) in place of the experiment's")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<i> or mps")
     parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="leak check: nothing can be learned, the AUC must be 0.5")
-    parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="prepared cases and taught trunks, to share between runs (default: in --out)"
-    )
     parser.add_argument("--workers", type=int, help="processes that prepare cases (default: one per core)")
-    asked = parser.parse_args(arguments)
-    try:
-        experiment = find(asked.experiment)
-        if asked.schema:
-            experiment = start.with_schema(experiment, read_schema(asked.schema))
-        if asked.pretrained:
-            experiment = dataclasses.replace(experiment, pretrained=str(asked.pretrained))
-        run(
-            experiment, asked.experiment, asked.cohort, asked.out, asked.fold, asked.whole, asked.device, asked.workers,
-            external=asked.external, by_centre=asked.by_centre, tensorboard=asked.tensorboard,
-            shuffle=asked.shuffle_labels, cache=asked.cache,
-        )  # fmt: skip
-    except HARM3Error as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return command.run(parser, _run, arguments)
+
+
+def _run(asked: argparse.Namespace) -> None:
+    run(
+        asked_experiment(asked), asked.experiment, asked.cohort, asked.out, asked.fold, asked.whole, asked.device, asked.workers,
+        external=asked.external, by_centre=asked.by_centre, tensorboard=asked.tensorboard,
+        shuffle=asked.shuffle_labels, cache=asked.cache,
+    )  # fmt: skip
+
+
+def asked_experiment(asked: argparse.Namespace) -> Experiment:
+    """The experiment that the options of `command.add_training` name.
+
+    Raises:
+        BadOption, BadClinical: there is none, or it cannot have the schema that was asked for.
+    """
+    experiment = find(asked.experiment)
+    if asked.schema:
+        experiment = start.with_schema(experiment, read_schema(asked.schema))
+    if asked.pretrained:
+        experiment = dataclasses.replace(experiment, pretrained=str(asked.pretrained))
+    return experiment
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
 from HARM3Logic.models.bags import read_any
 from HARM3Logic.models.channels import check
-from HARM3Logic.models.layers import AttentionPooling, CrossAttention, RelativeBias, TransformerLayer
+from HARM3Logic.models.layers import AttentionPooling, CrossAttention, FeatureScale, RelativeBias, TransformerLayer
 from HARM3Logic.models.ldvae import LDVAE, LdvaeConfig
 from HARM3Logic.models.output import CamLayer, Output
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
@@ -120,8 +120,7 @@ class HARM3Fusion(nn.Module):
         else:
             self.fuse_sequences = nn.ModuleList([nn.Linear(c.width, c.width)])
         if c.attn2 != "mri_only":
-            # ours: an encoder's features share a large mean; without it what differs between slides is learned ten times sooner
-            self.tile_norm = nn.BatchNorm1d(c.tile_features, affine=False)
+            self.tile_norm = FeatureScale(c.tile_features, of_batch=True)
             self.tile_to_width = nn.Linear(c.tile_features, c.width)
             self.pool_tiles = AttentionPooling(c.width, c.pooled, c.heads)
         if c.attn2 == "cross":
@@ -277,10 +276,7 @@ class HARM3Fusion(nn.Module):
         if self.config.attn2 == "mri_only":
             return None, {}
         tiles, mask = read_any(batch, self.config.tile_features)
-        normed = torch.zeros_like(tiles)
-        if int(mask.sum()) > 1 or not self.training:  # a single tile has no spread to learn from
-            normed[mask] = self.tile_norm(tiles[mask]).to(tiles.dtype)
-        pooled, attention = self.pool_tiles(self.tile_to_width(normed), mask)
+        pooled, attention = self.pool_tiles(self.tile_to_width(self.tile_norm(tiles, mask)), mask)
         return pooled, {"slide": attention}
 
     def _sum_times(self, tokens: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -138,26 +139,35 @@ class GatedPooling(nn.Module):
 
 
 class FeatureScale(nn.Module):
-    """Features less their mean, over their spread, both of all tiles seen in training so far; absent tiles are zero.
+    """Features less their mean, over their spread, both of tiles seen in training; absent tiles are zero.
 
-    Unlike a batch norm it never uses the batch's own statistics: a bag that is a batch would lose what sets it apart from others.
+    Args:
+        of_batch: scale a training batch by its own tiles, as a batch norm does, and remember those seen last rather than all alike. Only
+            for models that are trained on several cases at once: a bag that is a batch would lose what sets it apart from others.
 
     Source: ours. An encoder's features share a large mean, under which what differs between slides is learned late.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, of_batch: bool = False) -> None:
         super().__init__()
-        self.seen = nn.BatchNorm1d(width, affine=False, momentum=None)
+        self.of_batch = of_batch
+        self.seen = nn.BatchNorm1d(width, affine=False, momentum=0.1 if of_batch else None)
 
     def forward(self, tiles: Float[Tensor, "B N F"], present: Bool[Tensor, "B N"]) -> Float[Tensor, "B N F"]:
+        rows, seen = tiles[present], self.seen
+        learned = seen(rows) if self.training and len(rows) > 1 else None  # a single tile has no spread to learn from
+        if learned is None or not self.of_batch:
+            learned = F.batch_norm(rows, seen.running_mean, seen.running_var, eps=seen.eps)
         scaled = torch.zeros_like(tiles)
-        rows = tiles[present]
-        if self.training and len(rows) > 1:  # a single tile has no spread to learn from
-            with torch.no_grad():
-                self.seen(rows)
-        seen = self.seen
-        scaled[present] = F.batch_norm(rows, seen.running_mean, seen.running_var, eps=seen.eps).to(tiles.dtype)
+        scaled[present] = learned.to(tiles.dtype)
         return scaled
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Older checkpoints of HARM3-Fusion hold a plain batch norm here."""
+        for name in self.seen.state_dict():
+            if f"{prefix}{name}" in state_dict:
+                state_dict[f"{prefix}seen.{name}"] = state_dict.pop(f"{prefix}{name}")
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 class RelativeBias(nn.Module):

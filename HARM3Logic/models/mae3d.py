@@ -1,7 +1,10 @@
 """Masked autoencoder: a CT trunk that learns without labels to fill in what it does not see.
 
     ct (N D H W) -> patch tokens (N L E) --a quarter of them--> trunk (N l E) --linear, mask tokens and places--> (N L e)
-        --decoder--> patches (N L P)         loss: squared error on the patches that were hidden
+        --decoder--> answers (N L A)         loss: squared error to the patches (N L P) that were hidden
+
+What a patch is told as (`MAEConfig.target`) decides what can be learned: at mean 0 and spread 1 it has lost its density and how much that
+varies, which is what Hounsfield units are for.
 
 Source: He et al. 2022, sections 3 and 4.1 (mask ratio, loss on hidden patches, targets normalised in each patch). Written from the paper.
 """
@@ -9,6 +12,7 @@ Source: He et al. 2022, sections 3 and 4.1 (mask ratio, loss on hidden patches, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,16 +21,20 @@ from torch import Tensor, nn
 from HARM3Logic.models.vit3d import ViTConfig, ViTTrunk, block
 
 EVEN = 1e-6  # added to a patch's variance: air is the same everywhere
+LEAST = 0.02  # added to a patch's spread before its logarithm: noise of 5 HU in a window of 500
 
 
 @dataclass(frozen=True)
 class MAEConfig:
     """Args:
     hidden_share: of the patches that the trunk does not see.
+    target: a hidden patch as "normalised" (mean 0, spread 1: He et al.), "plain" (in the window's units), or "moments": normalised, and
+        beside it its mean and the logarithm of its spread.
     """
 
     trunk: ViTConfig = field(default_factory=ViTConfig)
     hidden_share: float = 0.75
+    target: Literal["normalised", "plain", "moments"] = "normalised"
     width: int = 192
     heads: int = 6
     layers: int = 4
@@ -46,18 +54,26 @@ class MAE3D(nn.Module):
         self.mask_token = nn.Parameter(torch.randn(1, 1, c.width) * 0.02)
         self.places = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, d * h * w, c.width), std=0.02))
         self.decoder = nn.Sequential(*(block(c.width, c.heads, c.hidden) for _ in range(c.layers)), nn.LayerNorm(c.width))
-        self.to_patch = nn.Linear(c.width, p * q * r)
+        self.to_patch = nn.Linear(c.width, p * q * r + 2 * (c.target == "moments"))
 
     def forward(self, ct: Float[Tensor, "N D H W"], generator: torch.Generator | None = None) -> Float[Tensor, ""]:
         """The loss under a fresh random mask."""
         found, hidden = self.fill_in(ct, generator)
-        error = (found - normalised(self.patches(ct))) ** 2
-        return error.mean(dim=2)[hidden].mean()
+        own = self.patches(ct)
+        if self.config.target == "plain":
+            return ((found - own) ** 2).mean(dim=2)[hidden].mean()
+        mean, spread = _statistics(own)
+        error = (found[..., : own.shape[2]] - (own - mean) / spread) ** 2
+        loss = error.mean(dim=2)
+        if self.config.target == "moments":
+            told = torch.cat([mean, (spread + LEAST).log()], dim=2)
+            loss = loss + ((found[..., own.shape[2] :] - told) ** 2).sum(dim=2)
+        return loss[hidden].mean()
 
     def fill_in(
         self, ct: Float[Tensor, "N D H W"], generator: torch.Generator | None = None
-    ) -> tuple[Float[Tensor, "N L P"], Bool[Tensor, "N L"]]:
-        """Every patch as the model believes it to be (in the patch's own units), and which it did not see."""
+    ) -> tuple[Float[Tensor, "N L A"], Bool[Tensor, "N L"]]:
+        """Every patch as the model believes the target to be, and which it did not see."""
         tokens = self.trunk.tokens(ct)
         cases, count, width = tokens.shape
         kept = max(1, round(count * (1 - self.config.hidden_share)))
@@ -90,8 +106,12 @@ class MAE3D(nn.Module):
         """The volume as it was shown (hidden patches at the window's lower end), and with them filled in."""
         found, hidden = self.fill_in(ct, generator)
         own = self.patches(ct)
-        mean, spread = _statistics(own)  # the answer is in the patch's own units: its mean and spread are lent to it
-        filled = torch.where(hidden[..., None], found * spread + mean, own)
+        mean, spread = torch.zeros(()), torch.ones(())
+        if self.config.target == "normalised":
+            mean, spread = _statistics(own)  # the answer has neither: the patch's own are lent to it
+        elif self.config.target == "moments":
+            mean, spread = found[..., -2:-1], (found[..., -1:].exp() - LEAST).clamp(min=0)
+        filled = torch.where(hidden[..., None], found[..., : own.shape[2]] * spread + mean, own)
         return self.assemble(own.masked_fill(hidden[..., None], -1.0)), self.assemble(filled)
 
 

@@ -4,8 +4,8 @@
 
 paper is the published network; compact a small one, with the cases prepared as for harm3_fusion:compact; both trained as their authors
 do. equal is the small network trained as harm3_fusion:compact is, without the epochs that need masks: same optimiser, rate, epochs and
-batch. Cases, folds, seed, inner validation, early stopping and augmentation are HARM3-Fusion's in all of them, as is the limit on
-gradients, which no author has. Only 3D RP-Net learns from masks, as only its paper does.
+batch. Cases, folds, seed, inner validation and augmentation are HARM3-Fusion's in all of them, as is the limit on gradients, which no
+author has. Only 3D RP-Net learns from masks, as only its paper does.
 
     method    optimiser    rate  decay  batch  epochs  source
     c3d       SGD          1e-3  5e-4      20     100  the port pytorch-video-recognition; rate a tenth every 10 epochs, tenfold on fc8
@@ -13,13 +13,25 @@ gradients, which no author has. Only 3D RP-Net learns from masks, as only its pa
     rpnet3d   SGD          1e-2  0        239    1000  3D_RP-Net, train_siam.py; rate halved after 100 epochs without progress,
                                                        responders five times as often
     clam      Adam         1e-4  1e-5       1     200  CLAM, main.py; stops after 20 epochs without progress
-    transmil  Lookahead    2e-4  1e-5   2 x 1     200  TransMIL, TransMIL.yaml; RAdam inside; stops after 10 epochs without progress
-    hmcat     Adam         2e-4  1e-5  32 x 1      20  of MCAT, main.py, whose attention it extends
+    transmil  Lookahead    2e-4  1e-5   2 x 1     200  TransMIL, TransMIL.yaml; RAdam inside, biases and norms do not decay; stops after
+                                                       10 epochs without progress
+    hmcat     Adam         2e-4  1e-5  32 x 1      20  of MCAT, main.py, whose attention it extends; both labels equally often
     m2fusion  Adam         1e-4  1e-6       8     200  not known; HARM3-Fusion's
 
-SGD has momentum 0.9. What differs here: HMCAT's trunk, which MCAT lacks, sees 8 cases at once for the sake of its batch norm. A compact
-model that its authors would train for hundreds of epochs of few steps makes about as many steps in fewer, with smaller batches and, for
-the 3D ResNet, a rate that is smaller in proportion (Goyal et al. 2017).
+SGD has momentum 0.9; the loss is cross-entropy, to which each model adds its own. What differs here:
+
+* All start from random weights; the port of C3D starts from weights of Sports-1M.
+* All keep the epoch with the least inner-validation loss and stop without progress: where no number of epochs stands above, after
+  HARM3-Fusion's, and 3D RP-Net after 300. Of the authors only those of CLAM and TransMIL do so, CLAM's not before the 50th epoch; the
+  others keep the last epoch, RP-Net's the most accurate one.
+* Progress that 3D RP-Net's rate waits for is that of the response alone; its authors' includes the masks. A responder counts five times
+  by weight, which makes steps larger (by 2.2 at 30 % responders) than five copies of it in a batch.
+* The 3D ResNet and 3D RP-Net see 8 cases of a batch at once, so that it fits into memory: the ResNet's batch norm is of 8 cases. So is
+  that of HMCAT's trunk, which MCAT lacks, and whose cases go through one by one.
+* TransMIL's authors train in 16 bits; here the device decides.
+
+A compact model that its authors would train for hundreds of epochs of few steps makes about as many steps in fewer, with smaller batches
+and, for the 3D ResNet, a rate that is smaller in proportion (Goyal et al. 2017).
 """
 
 from dataclasses import replace
@@ -59,7 +71,7 @@ AUTHORS: dict[str, dict[str, Any]] = {
         "optimiser": "lookahead_radam", "learning_rate": 2e-4, "weight_decay": 1e-5, "batch_size": 2, "micro_batch": 1, "epochs": 200,
         "patience": 10,
     },
-    "hmcat": {"learning_rate": 2e-4, "weight_decay": 1e-5, "batch_size": 32, "micro_batch": 8, "epochs": 20},
+    "hmcat": {"learning_rate": 2e-4, "weight_decay": 1e-5, "batch_size": 32, "micro_batch": 8, "epochs": 20, "balanced_sampler": True},
     "m2fusion": {"learning_rate": 1e-4, "weight_decay": 1e-6, "batch_size": 8, "epochs": 200},
 }  # fmt: skip
 
