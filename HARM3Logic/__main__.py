@@ -17,6 +17,10 @@ from HARM3Logic.errors import BadOption, HARM3Error
 DEMO_SEED = 2024
 BASIC = (*MRI, "slide", "ct", "clinical", *MASKS)
 POINT = "--tumour-point"
+SLIDE_ENCODER = (
+    "where --slide is a file of features (.h5) that does not say which weights made it, as CLAM's and TRIDENT's: the tile encoder it is "
+    "of; you vouch for it and for all else the file leaves unsaid"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         predict.add_argument(f"--{name.replace('_', '-')}", type=Path, nargs="+" if name == "slide" else None, metavar="FILE")
     predict.add_argument(POINT, metavar="X,Y,Z", help="a point in the tumour on the CT where no mask is given (mm, LPS)")
     predict.add_argument("--mpp", type=float, help="µm per pixel of the slide when its file does not say")
+    predict.add_argument("--slide-encoder", metavar="NAME", help=SLIDE_ENCODER)
     predict.add_argument("--case-id", help="name of a case given by its files (default: case)")
     predict.add_argument("--out", type=Path, required=True, help="folder of the results")
     predict.add_argument("--no-viewer", action="store_true", help="do not write slide.html, the slide to walk about in")
@@ -76,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     batch.add_argument("cohort", type=Path, metavar="COHORT.csv")
     batch.add_argument("--out", type=Path, required=True, help="folder of predictions.csv and cases/")
     batch.add_argument("--workers", type=int, help="processes (default: one per core, one on a GPU)")
-    batch.add_argument("--viewer", action="store_true", help="write slide.html, the slide to walk about in, for the cases predicted now")
+    batch.add_argument("--viewer", action="store_true", help="write slide.html, the slide to walk about in, for finished cases too")
     _add_model(batch)
     batch.set_defaults(run=_batch)
 
@@ -152,11 +157,15 @@ def _case(options: argparse.Namespace) -> Case:
             "predict takes either a CASE.json or the files of one case, and got " + ("both." if given else "neither."), "Give one."
         )
     if options.case is not None:
-        if options.mpp is not None or options.case_id is not None or options.tumour_point is not None:
-            raise BadOption(f"--mpp, --case-id or {POINT} is given beside a CASE.json, which says it itself.", "Write it into the file.")
+        if any(value is not None for value in (options.mpp, options.slide_encoder, options.case_id, options.tumour_point)):
+            what = f"--mpp, --slide-encoder, --case-id or {POINT}"
+            raise BadOption(f"{what} is given beside a CASE.json, which says it itself.", "Write it into the file.")
         return Case.read(options.case)
     inputs = {name: tuple(paths) if isinstance(paths, list) else (paths,) for name, paths in given.items()}
-    return Case(options.case_id or "case", inputs, slide_mpp=options.mpp, tumour_point_mm=_point(options.tumour_point))
+    return Case(
+        options.case_id or "case", inputs, slide_mpp=options.mpp, slide_encoder=options.slide_encoder or "",
+        tumour_point_mm=_point(options.tumour_point),
+    )  # fmt: skip
 
 
 def _point(text: str | None) -> tuple[float, float, float] | None:
@@ -170,7 +179,7 @@ def _point(text: str | None) -> tuple[float, float, float] | None:
 def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from HARM3Logic import viewer
+    from HARM3Logic import bag, viewer
     from HARM3Logic.predict import Predictor, keeping_mask, writable
 
     out = writable(options.out)
@@ -183,7 +192,8 @@ def _predict_and_tell(case: Case, options: argparse.Namespace) -> int:
                 bar.n = values["value"]
             bar.refresh()
 
-        prediction = Predictor(options.checkpoint, options.device)(case, ignore_masks=options.ignore_masks, on_event=show)
+        predictor = Predictor(options.checkpoint, options.device, encoding=bag.encodes(case))
+        prediction = predictor(case, ignore_masks=options.ignore_masks, on_event=show)
         prediction.write(out, viewer.write_viewer if viewing else None)
     if prediction.slide is not None and not (viewing or options.no_viewer):
         print("harm3: no slide.html: the viewer's library OpenSeadragon is not installed (make viewer).", file=sys.stderr)
@@ -204,10 +214,14 @@ def _batch(options: argparse.Namespace) -> int:
     from HARM3Logic.cohort import read_cohort
     from HARM3Logic.predict_cohort import predict_cohort
 
+    def listen(event: str, values: dict[str, Any]) -> None:
+        if event == "warning":
+            print(f"warning: {values['message']}", file=sys.stderr)
+
     cases = read_cohort(options.cohort)
     failures = predict_cohort(
         cases, options.out, options.checkpoint, device=options.device, ignore_masks=options.ignore_masks, workers=options.workers,
-        viewer=options.viewer,
+        viewer=options.viewer, on_event=listen,
     )  # fmt: skip
     print(f"{len(cases) - len(failures)} of {len(cases)} cases predicted: {options.out / 'predictions.csv'}")
     for failure in failures:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from HARM3Logic import __version__, bag, clinical, report, volume
 from HARM3Logic.batch import Prepared
@@ -19,11 +20,12 @@ from HARM3Logic.case import TIMEPOINTS, Case
 from HARM3Logic.checkpoint import Card, Checkpoint
 from HARM3Logic.explain import Explanation
 from HARM3Logic.familiarity import unfamiliar
+from HARM3Logic.feature_slide import holds_features
 from HARM3Logic.prediction import Prediction
 from HARM3Logic.report import VolumeView
 from HARM3Logic.slide import Slide, read_tiles, reader_count
-from HARM3Logic.slide_view import SlideView, TileView
-from HARM3Logic.tiles import paint
+from HARM3Logic.slide_view import SlideView, TileAttention, TileView
+from HARM3Logic.tiles import TileGrid, paint
 from HARM3Logic.viewer import source_of
 from HARM3Logic.volume import Volume
 
@@ -66,7 +68,7 @@ def assemble(
     with ThreadPoolExecutor(1) as pool:  # the slide is read while the maps are brought onto their grids
         viewing = pool.submit(_slide, case, prepared, explanation)
         heatmaps = _heatmaps(prepared, raw)
-        slide, tiles = viewing.result()
+        ranked, number, slide, tiles = viewing.result()
     values: dict[str, Any] = {
         "case_id": case.case_id,
         "created": datetime.now().astimezone().isoformat(timespec="minutes"),
@@ -80,8 +82,9 @@ def assemble(
         "inputs": {name: _input(name, prepared) for name in card.inputs},
         "clinical": _clinical(case, prepared, explanation, card, probability),
         "heat": {name: _heat(name, heatmaps[name], raw[name], prepared) for name in heatmaps},
-        "tiles": [{"rank": t.rank, "x_px": t.x_px, "y_px": t.y_px, "weight": t.weight} for t in tiles],
-        "slide": slide and _picture(slide),
+        "tiles": ranked,
+        "slide": slide and {**_picture(slide), "number": number},
+        "stain": card.preprocessing.stain.about() if card.preprocessing.stain is not None and prepared.tile_grids else None,
         "quality": bag.shares([grid for _, grid in prepared.tile_grids]),
         "registration": {name: _registration(r) for name, r in prepared.registrations.items()},
         "warnings": [{"code": code, "message": message} for code, message in (*prepared.warnings, *_strange(strange), *_dull(raw))],
@@ -103,7 +106,7 @@ def assemble(
         )
         for name in heatmaps
     ]
-    return Prediction(values, heatmaps, raw, slide, report.render(values, dataclasses.asdict(card), views, slide))
+    return Prediction(values, heatmaps, raw, slide, report.render(values, dataclasses.asdict(card), views, slide), tiles)
 
 
 def _heatmaps(prepared: Prepared, raw: Mapping[str, Float[np.ndarray, "D H W"]]) -> dict[str, Volume]:
@@ -198,26 +201,42 @@ def _dull(raw: Mapping[str, Float[np.ndarray, "D H W"]]) -> list[tuple[str, str]
     return [("no_heat", "no region of any volume speaks for response, so the heatmaps are empty.")]
 
 
-def _slide(case: Case, prepared: Prepared, explanation: Explanation) -> tuple[SlideView | None, tuple[TileView, ...]]:
-    """The slide with most attention as pictures, and the highest-ranked tiles on it."""
+def _slide(
+    case: Case, prepared: Prepared, explanation: Explanation
+) -> tuple[list[dict[str, Any]], int, SlideView | None, TileAttention | None]:
+    """The highest-ranked tiles of the slide with most attention, its number, the slide as pictures, and the attention of all its tiles.
+
+    No pictures where a file of features stands in the slide's place.
+    """
     attention = explanation.tile_attention
     if attention is None or not prepared.tile_grids:
-        return None, ()
+        return [], 0, None, None
     weights = attention.numpy()
     ends = np.cumsum([len(grid.xy_px) for _, grid in prepared.tile_grids])
     parts = np.split(weights, ends[:-1])
     which = int(np.argmax([part.max() for part in parts]))
-    grid, part = prepared.tile_grids[which][1], parts[which]
+    grid, part, path = prepared.tile_grids[which][1], parts[which], case.inputs["slide"][which]
     top = np.argsort(-part, kind="stable")[:TOP_TILES]
-    with Slide.open(case.inputs["slide"][which], case.slide_mpp) as slide, ThreadPoolExecutor(reader_count()) as pool:
+    places = zip(grid.xy_px[top].tolist(), part[top].tolist(), strict=True)
+    ranked = [{"rank": rank, "x_px": x, "y_px": y, "weight": weight} for rank, ((x, y), weight) in enumerate(places, start=1)]
+    view = None if holds_features(path) else _view(path, case.slide_mpp, grid, part, top, ranked)
+    return ranked, which + 1, view, TileAttention(grid.xy_px, part.astype(np.float32), grid.size0_px)
+
+
+def _view(
+    path: Path,
+    slide_mpp: float | None,
+    grid: TileGrid,
+    part: Float[np.ndarray, " N"],
+    top: Int[np.ndarray, " n"],
+    ranked: Sequence[Mapping[str, Any]],
+) -> SlideView:
+    with Slide.open(path, slide_mpp) as slide, ThreadPoolExecutor(reader_count()) as pool:
         whole = pool.submit(slide.thumbnail, THUMBNAIL_PX)
         pictures = pool.map(lambda k: read_tiles(slide, grid, k, k + 1)[0], top.tolist())
-        tiles = tuple(
-            TileView(rank, int(x), int(y), float(part[k]), picture)
-            for rank, (k, (x, y), picture) in enumerate(zip(top, grid.xy_px[top], pictures, strict=True), start=1)
-        )
+        tiles = tuple(TileView(**tile, image=picture) for tile, picture in zip(ranked, pictures, strict=True))
         thumbnail, size = whole.result(), (slide.width_px, slide.height_px)
         mm_per_px = slide.mpp * slide.width_px / thumbnail.shape[1] / 1000
         source = source_of(slide, grid, part / part.max())
     painted = paint(part / part.max(), grid, size, thumbnail.shape[:2])
-    return SlideView(thumbnail, painted, mm_per_px, tiles, size, grid.size0_px, source), tiles
+    return SlideView(thumbnail, painted, mm_per_px, tiles, size, grid.size0_px, source)

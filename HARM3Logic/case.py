@@ -30,6 +30,7 @@ class Case:
         label: 1 responder (pCR), 0 not, None unknown.
         fold: index of the evaluation fold when the cohort fixes it.
         slide_mpp: µm per pixel of level 0 for slides whose file does not say.
+        slide_encoder: name of the tile encoder for files of features that do not say it.
         tumour_point_mm: a point inside the tumour (LPS) where no mask exists.
         clinical: clinical variable to its text as it stands in the table.
     """
@@ -41,6 +42,7 @@ class Case:
     label: int | None = None
     fold: int | None = None
     slide_mpp: float | None = None
+    slide_encoder: str = ""
     tumour_point_mm: tuple[float, float, float] | None = None
     clinical: Mapping[str, str] = field(default_factory=dict)
 
@@ -108,6 +110,8 @@ class Case:
                 data[key] = getattr(self, key)
         if self.tumour_point_mm is not None:
             data["tumour_point_mm"] = list(self.tumour_point_mm)
+        if self.slide_encoder:
+            data["slide_encoder"] = self.slide_encoder
         if self.clinical:
             data["clinical"] = dict(self.clinical)
         write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
@@ -154,6 +158,7 @@ def case_from_fields(data: Mapping[str, Any], folder: Path, where: str) -> Case:
         label=label,
         fold=_whole(data.get("fold"), "fold", where),
         slide_mpp=None if mpp in (None, "") else _number(mpp, "slide_mpp", where),
+        slide_encoder=str(data.get("slide_encoder") or ""),
         tumour_point_mm=point or None,
         clinical={str(k): "" if v is None else str(v) for k, v in clinical.items()},
     )

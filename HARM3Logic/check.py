@@ -27,6 +27,8 @@ from HARM3Logic.case import MASKS, MRI, SEQUENCES, Case
 from HARM3Logic.cohort import scan_cohort
 from HARM3Logic.cohort_rules import Problem, error, summary, table_problems, warning
 from HARM3Logic.errors import BadCohort, BadVolume, HARM3Error
+from HARM3Logic.feature_file import load
+from HARM3Logic.feature_slide import holds_features
 from HARM3Logic.grid import Grid
 from HARM3Logic.registration import one_thread
 from HARM3Logic.slide import Slide, tile_grid
@@ -214,6 +216,9 @@ def overlap(one: Grid, other: Grid) -> bool:
 
 def _look_at_slide(case: Case, path: Path) -> Iterator[Problem]:
     try:
+        if holds_features(path):
+            load(path)
+            return
         with Slide.open(path, case.slide_mpp) as slide:
             for sentence in slide.warnings:
                 yield warning(case.case_id, "slide", "slide_file", sentence, "Look at its colours.")

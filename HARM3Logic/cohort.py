@@ -14,7 +14,7 @@ from HARM3Logic.errors import BadCase, BadCohort
 
 FILE_COLUMNS = (*(name for name in INPUTS if name != "clinical"), *MASKS)
 DATES = ("date_pre", "date_post")  # days of the scans, read by `harm3 check` alone
-COLUMNS = ("case_id", "patient_id", "centre", *FILE_COLUMNS, "slide_mpp", "tumour_point_mm", *DATES, "label", "fold")
+COLUMNS = ("case_id", "patient_id", "centre", *FILE_COLUMNS, "slide_mpp", "slide_encoder", "tumour_point_mm", *DATES, "label", "fold")
 CLINICAL = "clinical."  # prefix of clinical columns
 
 

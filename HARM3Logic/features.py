@@ -1,6 +1,6 @@
-"""The features of a slide's tiles: in memory for a prediction, on disk for a collection of slides.
+"""The features of a slide's tiles: in memory for a prediction, or in a file.
 
-    Slide, TileGrid --read_batches--> tiles n S S 3 --TileEncoder--> features N F --> cache, or DIR/<slide>.h5
+    Slide, TileGrid --read_batches--> tiles n S S 3 --TileEncoder--> features N F --> cache, or <slide>.h5
 
 Tiles are streamed and features written as they come, so memory does not grow with the slide; a stopped run goes on where it was.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +21,15 @@ import torch
 from jaxtyping import Float32
 from PIL import Image
 
-from HARM3Logic import feature_file, geojson
-from HARM3Logic.errors import BadOption, BadSlide, Cancelled, HARM3Error
+from HARM3Logic import feature_file
+from HARM3Logic.errors import Cancelled
 from HARM3Logic.feature_file import Journal
-from HARM3Logic.slide import NoTissue, Slide, read_batches, read_tiles, tile_grid
-from HARM3Logic.stain import SAMPLE, StainSettings
+from HARM3Logic.slide import Slide, read_batches, read_tiles
+from HARM3Logic.stain import SAMPLE, Stain
 from HARM3Logic.tile_encoder import TileEncoder
-from HARM3Logic.tiles import TileGrid, TileSettings, evenly
-from HARM3Logic.tissue import Tissue, TissueSettings
+from HARM3Logic.tiles import TileGrid, evenly
+from HARM3Logic.tissue import Tissue
 
-Progress = Callable[[str, int, int], None]  # name of the slide, tiles in all, tiles done
 RECORD = 64  # tiles of a journal's record, at least
 PICTURE_PX = 1024  # longer edge of the picture of a mask
 
@@ -43,7 +42,7 @@ def slide_features(
     on_progress: Callable[[float], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
     batch: int | None = None,
-    stain: StainSettings | None = None,
+    stain: Stain | None = None,
 ) -> Float32[np.ndarray, "N F"]:
     """The features of the tiles of a slide, in the order of the grid.
 
@@ -87,9 +86,10 @@ def _encoded(
     grid: TileGrid,
     encoder: TileEncoder,
     batch: int,
-    stain: StainSettings | None,
+    stain: Stain | None,
     cancelled: Callable[[], bool] | None = None,
     start: int = 0,
+    pool: ThreadPoolExecutor | None = None,
 ) -> Generator[Float32[np.ndarray, "n F"], None, None]:
     """The features from tile `start` on, a batch at a time; the tiles of the next ones are being decoded meanwhile."""
     # Trap: torch's threads wait for each other in a loop; a reader on one of their cores would stop them all.
@@ -101,7 +101,7 @@ def _encoded(
 
     def tiles() -> Generator[np.ndarray, None, None]:
         done = start
-        with closing(read_batches(slide, grid, batch, start=start, turns=turns)) as batches:
+        with closing(read_batches(slide, grid, batch, start=start, turns=turns, pool=pool)) as batches:
             while done < len(grid.xy_px):
                 if cancelled is not None and cancelled():
                     raise Cancelled(f"stopped after {done} of {len(grid.xy_px)} tiles of {slide.path.name!r}.", "Start it again.")
@@ -113,9 +113,7 @@ def _encoded(
         yield from encoder.encode_each(parts, batch)
 
 
-def _about(
-    slide: Slide, grid: TileGrid, encoder: TileEncoder, batch: int, stain: StainSettings | None = None
-) -> dict[str, str | float | int]:
+def _about(slide: Slide, grid: TileGrid, encoder: TileEncoder, batch: int, stain: Stain | None = None) -> dict[str, str | float | int]:
     """All that a tile's features depend on."""
     return {
         **(stain.about() if stain is not None else {}),
@@ -139,7 +137,9 @@ def write_features(
     path: Path,
     on_progress: Callable[[int], None],
     batch: int | None = None,
-    stain: StainSettings | None = None,
+    stain: Stain | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    pool: ThreadPoolExecutor | None = None,
 ) -> bool:
     """Write the features of a slide; False where a good file of just these was there already.
 
@@ -147,9 +147,11 @@ def write_features(
 
     Args:
         on_progress: told the number of tiles that are done.
+        cancelled: asked before each batch.
+        pool: threads that decode, shared by several slides; None starts some for this one.
 
     Raises:
-        BadSlide, BadOption, OutOfMemory: as `slide_features`; what was done is kept.
+        BadSlide, BadOption, OutOfMemory, Cancelled: as `slide_features`; what was done is kept.
     """
     batch = batch or encoder.fit()
     length, rows = encoder.entry.features, batch * max(1, RECORD // batch)
@@ -162,7 +164,7 @@ def write_features(
     with Journal(journal_path, about, grid.xy_px, length, rows) as journal:
         on_progress(journal.done)
         held: list[np.ndarray] = []
-        with closing(_encoded(slide, grid, encoder, batch, stain, start=journal.done)) as parts:
+        with closing(_encoded(slide, grid, encoder, batch, stain, cancelled, journal.done, pool)) as parts:
             for part in parts:
                 held.append(part)
                 count = sum(map(len, held))
@@ -184,91 +186,6 @@ def _facts(slide: Slide, grid: TileGrid) -> dict[str, str | float | int]:
         "quality": json.dumps({name: round(share, 6) for name, share in grid.tissue.fractions.items()}, sort_keys=True),
         "warnings": json.dumps(slide.warnings),
     }
-
-
-def write_collection(
-    paths: Sequence[Path],
-    encoder: TileEncoder,
-    out: Path,
-    *,
-    mpp: float | None = None,
-    tissue: TissueSettings | None = None,
-    tiles: TileSettings | None = None,
-    stain: StainSettings | None = None,
-    outlines: bool = False,
-    clam: bool = False,
-    on_progress: Progress = lambda *_: None,
-) -> list[HARM3Error]:
-    """Write `OUT/<slide>.h5` for each slide with one warm encoder; why slides failed, the others are written.
-
-    Args:
-        mpp: true µm per level-0 pixel of all of them; None takes what each file says.
-        tiles: None takes the size and the µm per pixel the encoder was made for.
-        outlines: write the tissue as `OUT/<slide>.geojson` too.
-        clam: write `OUT/h5_files/<slide>.h5` and `OUT/pt_files/<slide>.pt`, where CLAM's training looks for them.
-
-    Raises:
-        BadOption: two slides have one name, or the folder cannot be made.
-    """
-    tiles = tiles or TileSettings(size_px=encoder.entry.size_px, mpp=encoder.entry.mpp)
-    folder = feature_file.make_folder(out / "h5_files" if clam else out)
-    names = _names(paths)
-    failures: list[HARM3Error] = []
-    for name, path in names.items():
-        try:
-            with Slide.open(path, mpp) as slide:
-                grid = _grid(slide, tissue or TissueSettings(), tiles, out / name)
-                if outlines:
-                    _outline(slide, grid.tissue, out / f"{name}.geojson")
-                tell = partial(on_progress, name, len(grid.xy_px))
-                new = write_features(slide, grid, encoder, folder / f"{name}.h5", tell, stain=stain)
-                if clam:
-                    _tensor_file(folder / f"{name}.h5", feature_file.make_folder(out / "pt_files") / f"{name}.pt", new)
-        except BadSlide as error:
-            failures.append(error)
-    return failures
-
-
-def _outline(slide: Slide, tissue: Tissue, path: Path) -> None:
-    try:
-        geojson.write_tissue(path, tissue.mask, tissue.downsample, (slide.width_px, slide.height_px))
-    except OSError as error:
-        raise feature_file.cannot_write(path, error) from error
-
-
-def _tensor_file(path: Path, out: Path, new: bool) -> None:
-    """The features as the tensor CLAM's training loads."""
-    if out.is_file() and not new:
-        return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(torch.from_numpy(feature_file.load(path).features), temporary)
-        os.replace(temporary, out)
-    except (OSError, RuntimeError) as error:
-        raise feature_file.cannot_write(out, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _names(paths: Sequence[Path]) -> dict[str, Path]:
-    """What each slide's file is called: as the slide, with its folder before it where several slides have one name."""
-    short = [path.name if path.is_dir() else path.stem for path in paths]
-    names: dict[str, Path] = {}
-    for path, name in zip(paths, short, strict=True):
-        name = name if short.count(name) == 1 else f"{path.absolute().parent.name}_{name}"
-        if name in names:
-            raise BadOption(f"{str(names[name])!r} and {str(path)!r} would both become {name}.h5.", "Give them in separate runs.")
-        names[name] = path
-    return names
-
-
-def _grid(slide: Slide, tissue: TissueSettings, tiles: TileSettings, beside: Path) -> TileGrid:
-    try:
-        return tile_grid(slide, tissue, tiles)
-    except NoTissue as error:
-        picture = beside.with_name(f"{beside.name}.tissue.png")
-        save_mask(slide, error.tissue, picture)
-        raise BadSlide(error.message, f"{error.advice} What was taken for tissue is shown in {str(picture)!r}.") from error
 
 
 def save_mask(slide: Slide, found: Tissue, path: Path) -> None:

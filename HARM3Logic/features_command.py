@@ -32,7 +32,11 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--run-foreign-code", action="store_true", help=FOREIGN)
     parser.add_argument("--mpp", type=float, help="µm per pixel of the slides where their files do not say")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:<number> or mps (default: auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, mps, cuda (all GPUs, which take slides in turn), or some such as cuda:0,cuda:1 (default: auto)",
+    )
     parser.add_argument("--stain", choices=["macenko", "reinhard"], help="bring each slide's colours to a reference first (default: no)")
     parser.add_argument("--stain-target", type=Path, metavar="PICTURE", help="the reference; reinhard needs one, macenko has its own")
     parser.add_argument("--geojson", action="store_true", help="write the tissue's outlines as <slide>.geojson for QuPath")
@@ -81,33 +85,58 @@ def _check(paths: list[Path]) -> int:
     return 2 if bad else 0
 
 
+def devices(text: str, slides: int) -> list[str]:
+    """The devices of a --device: one, some named one by one, or every GPU; never more than there are slides.
+
+    Raises:
+        BadOption: a name is unknown or the machine has no such device.
+    """
+    import torch
+
+    from HARM3Logic.device import choose
+
+    names = [name.strip() for name in text.split(",")]
+    if names in (["auto"], ["cuda"]) and torch.cuda.device_count() > 1:
+        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [str(choose(name)) for name in names][:slides]
+
+
 def _write(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from HARM3Logic.device import choose
-    from HARM3Logic.features import write_collection
-    from HARM3Logic.stain import StainSettings
+    from HARM3Logic.collection import write_collection
+    from HARM3Logic.stain import Stain
     from HARM3Logic.tile_encoder import TileEncoder
 
-    stain = StainSettings(options.stain, options.stain_target) if options.stain else None
-    encoder = TileEncoder.load(
-        options.encoder, str(choose(options.device)), weights=options.weights, run_foreign_code=options.run_foreign_code
-    )
-    current = ""
+    stain = Stain.of(options.stain, options.stain_target) if options.stain else None
+    encoders = [
+        TileEncoder.load(options.encoder, device, weights=options.weights, run_foreign_code=options.run_foreign_code)
+        for device in devices(options.device, len(options.slides))
+    ]
+    begun: dict[str, int] = {}
+    total = 0
     with tqdm(unit="tile", leave=False, disable=None) as bar:
 
         def show(name: str, tiles: int, done: int) -> None:
-            nonlocal current
-            if name != current:
-                current = name
-                bar.reset(tiles)
+            nonlocal total
+            if name not in begun:
+                if len(encoders) == 1:  # one slide after the other
+                    begun.clear()
+                    total = 0
+                begun[name], total = done, total + tiles
+                if total == tiles:
+                    bar.reset(total)
+                    bar.initial = bar.n = done  # what was there already says nothing about the speed
+                else:
+                    bar.total = total
+                    bar.update(done)
                 bar.set_description(name)
-                bar.initial = bar.n = done  # what was there already says nothing about the speed
-            bar.update(done - bar.n)
+            bar.update(done - begun[name])
+            begun[name] = done
 
         failures = write_collection(
             options.slides,
-            encoder,
+            encoders,
             options.out,
             mpp=options.mpp,
             stain=stain,
@@ -115,7 +144,7 @@ def _write(options: argparse.Namespace) -> int:
             clam=options.clam,
             on_progress=show,
         )
-    for sentence in encoder.warnings:
+    for sentence in (sentence for encoder in encoders for sentence in encoder.warnings):
         print(f"warning: {sentence}", file=sys.stderr)
     print(f"{len(options.slides) - len(failures)} of {len(options.slides)} slides: {options.out}")
     for failure in failures:

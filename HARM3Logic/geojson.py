@@ -3,13 +3,13 @@
     mask h w --outlines--> rings of pixel edges --> Polygons with holes
     tiles --> squares with their attention as a measurement
 
-Coordinates are level-0 pixels. Source of the properties: qupath-core, PathObjectTypeAdapters.java.
+Coordinates are level-0 pixels. Source of the properties: qupath-core, QuPathTypeAdapters.java (objectType, measurements,
+isLocked) and GsonTools.java (a classification needs a name and a colour). Form: RFC 7946, outer rings counterclockwise as numbers run.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -46,8 +46,8 @@ def write_tiles(
     path: Path,
     ranked: Iterable[Mapping[str, Any]],
     tile_px: float,
-    by_tile: Float32[np.ndarray, "rows columns"] | None = None,
-    step_px: float = 0.0,
+    xy_px: Int64[np.ndarray, "N 2"] | None = None,
+    weight: Float32[np.ndarray, " N"] | None = None,
 ) -> None:
     """Write the tiles of a prediction with their attention, which QuPath shows as a measurement map.
 
@@ -55,16 +55,12 @@ def write_tiles(
         ranked: the tiles with most attention, the first with the highest: `x_px`, `y_px` (upper left corner), `rank` and `weight`, as in
             `prediction.json`.
         tile_px: edge of a tile.
-        by_tile: attention of all tiles relative to the highest, by row and column of their grid; 0 where there is none.
-        step_px: from a tile of that grid to the next.
+        xy_px: upper left corners of all tiles; with their attention as `weight`.
     """
-    known = {(tile["x_px"], tile["y_px"]): {"attention": tile["weight"], "rank": tile["rank"]} for tile in ranked}
-    tiles = dict(known)
-    if by_tile is not None and known:
-        highest = next(iter(known.values()))["attention"]
-        for row, column in zip(*np.nonzero(by_tile), strict=True):
-            place = (math.floor(column * step_px + 0.5), math.floor(row * step_px + 0.5))  # as `tiles.grid_origins`
-            tiles.setdefault(place, {"attention": float(by_tile[row, column]) * highest})
+    tiles = {(tile["x_px"], tile["y_px"]): {"attention": tile["weight"], "rank": tile["rank"]} for tile in ranked}
+    if xy_px is not None and weight is not None:
+        for (x, y), share in zip(xy_px.tolist(), weight.tolist(), strict=True):
+            tiles.setdefault((x, y), {"attention": share})
     features = []
     for (left, top), measurements in tiles.items():
         right, bottom = round(left + tile_px, 2), round(top + tile_px, 2)

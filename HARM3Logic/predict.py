@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from HARM3Logic import checkpoint
+from HARM3Logic import bag, checkpoint
 from HARM3Logic.assemble import assemble, decide
 from HARM3Logic.batch import Prepared, collate
 from HARM3Logic.case import Case
 from HARM3Logic.device import Precision, best_precision, choose
 from HARM3Logic.errors import BadSlide, MissingInput, OutOfMemory
 from HARM3Logic.explain import Explanation, explain
+from HARM3Logic.feature_slide import EncoderName
 from HARM3Logic.features import save_mask
 from HARM3Logic.prediction import NO_TISSUE, Prediction, writable
 from HARM3Logic.prepare import OnEvent, prepare, silent
@@ -37,24 +38,33 @@ class Predictor:
         checkpoint: a file; None takes the demo checkpoint.
         device: auto, cpu, cuda, cuda:<i> or mps.
         precision: auto takes what is faster on the device.
+        encoding: load the tile encoder; without it slides are read from files of features alone.
 
     Raises:
-        BadCheckpoint, BadOption: the checkpoint, its encoder or the device cannot be used.
+        BadCheckpoint, BadOption: the checkpoint, its encoder, its stain normalisation or the device cannot be used.
     """
 
     def __init__(
-        self, checkpoint_path: str | os.PathLike[str] | None = None, device: str = "auto", precision: Precision | None = None
+        self,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        precision: Precision | None = None,
+        encoding: bool = True,
     ) -> None:
         self.device = choose(device)
         self.precision: Precision = precision or best_precision(self.device)
         if self.device.type == "cpu":
             torch.set_flush_denormal(True)  # denormals slow a CPU down many times
         self.checkpoint = checkpoint.load(checkpoint_path or checkpoint.default(), self.device)
-        self.encoder: TileEncoder | None = None
-        wanted = self.checkpoint.card.tile_encoder
-        if wanted:
-            self.encoder = TileEncoder.load(wanted["name"], str(self.device), self.precision)
-            checkpoint.check_encoder(self.checkpoint.card, self.encoder.entry.name, self.encoder.weights_sha256)
+        self.encoder: TileEncoder | EncoderName | None = None
+        card = self.checkpoint.card
+        if card.tile_encoder and encoding:
+            self.encoder = TileEncoder.load(card.tile_encoder["name"], str(self.device), self.precision)
+            checkpoint.check_encoder(card, self.encoder.entry.name, self.encoder.weights_sha256)
+            if card.preprocessing.stain is not None:
+                card.preprocessing.stain.ready()
+        elif card.tile_encoder:
+            self.encoder = EncoderName(card.tile_encoder["name"], card.tile_encoder["weights_sha256"], card.config.get("tile_features"))
 
     def __call__(self, case: Case, *, ignore_masks: bool = False, cache: Path | None = None, on_event: OnEvent = silent) -> Prediction:
         """The prediction for one case.
@@ -114,7 +124,7 @@ def predict(
     if out is not None:
         writable(out)
     with keeping_mask(None if out is None else Path(out)):
-        prediction = Predictor(checkpoint, device)(case, ignore_masks=ignore_masks, on_event=on_event)
+        prediction = Predictor(checkpoint, device, encoding=bag.encodes(case))(case, ignore_masks=ignore_masks, on_event=on_event)
     if out is not None:
         prediction.write(out)
     return prediction

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from HARM3Logic import checkpoint, volume
+from HARM3Logic import bag, checkpoint, volume
 from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.device import choose
-from HARM3Logic.errors import Cancelled, HARM3Error
+from HARM3Logic.errors import BadOption, Cancelled, HARM3Error
 from HARM3Logic.predict import Predictor, keeping_mask, writable
-from HARM3Logic.prepare import OnEvent, silent
+from HARM3Logic.prepare import OnEvent, Preprocessing, silent
 from HARM3Logic.viewer import write_viewer
+from HARM3Logic.viewer_later import add_viewer
 
 MOST_WORKERS = 8  # ours: each holds a model and an encoder, about 1 GB
 _predictor: Predictor | None = None  # one per worker process
@@ -47,10 +48,10 @@ def predict_cohort(
 
     Args:
         workers: processes; None takes one per core on a CPU (at most 8) and one on a GPU.
-        viewer: write `slide.html` for the cases predicted now.
+        viewer: write `slide.html` too; for finished cases it is made from what is there.
         predictor: a warm one of this checkpoint, which then does all the work in this process.
         on_event: told each `case` (`case_id` with its `row`, or the `reason` it has none), the overall `progress`, and the
-            stages within a case where `predictor` is given.
+            stages within a case where `predictor` is given; and each `warning` (`code`, `message`) of a viewer that could not be made.
 
     Returns:
         The reasons of the failures.
@@ -62,7 +63,7 @@ def predict_cohort(
     """
     writable(out / "cases")
     path = checkpoint_path or checkpoint.default()
-    checkpoint.read_card(path)  # a bad checkpoint is told once, before any process starts
+    card = checkpoint.read_card(path)  # a bad checkpoint is told once, before any process starts
     digest = checkpoint.file_sha256(path)
     one = choose(device).type != "cpu"
     book = _Book(cases, out, on_event)
@@ -74,6 +75,8 @@ def predict_cohort(
             todo.append(case)
         else:
             book.enter(case, done)
+            if viewer and done.get("slide"):
+                _view_later(case, out, card.preprocessing, on_event)
             book.tell(case)
     book.write()
     results: Iterator[dict[str, Any] | str]
@@ -83,7 +86,7 @@ def predict_cohort(
     else:
         count = workers or (1 if one else min(os.cpu_count() or 1, MOST_WORKERS))
         work = partial(_predict_one, out=out, ignore_masks=ignore_masks, viewer=viewer)
-        results = _each(work, todo, min(count, len(todo)), (path, device))
+        results = _each(work, todo, min(count, len(todo)), (path, device, any(map(bag.encodes, todo))))
     book.begin()
     known = len(cases) - len(todo)
     for case, result in tqdm(zip(todo, results, strict=True), "predicting", len(cases), initial=known, unit="case", disable=None):
@@ -156,7 +159,7 @@ def finished(case: Case, folder: Path, checkpoint_sha256: str, ignore_masks: boo
     return values if all(used.get(name) == volume.sha256(case.inputs[name][0]) for name in read) else None
 
 
-def _each(work: Any, todo: Sequence[Case], count: int, setup: tuple[Path, str]) -> Iterator[dict[str, Any] | str]:
+def _each(work: Any, todo: Sequence[Case], count: int, setup: tuple[Path, str, bool]) -> Iterator[dict[str, Any] | str]:
     if count <= 1:
         if todo:
             _start(*setup, threads=None)
@@ -171,11 +174,21 @@ def _each(work: Any, todo: Sequence[Case], count: int, setup: tuple[Path, str]) 
             raise
 
 
-def _start(path: Path, device: str, threads: int | None) -> None:
+def _view_later(case: Case, out: Path, settings: Preprocessing, on_event: OnEvent) -> None:
+    try:
+        on_event("stage", {"name": f"{case.case_id}: the slide viewer"})
+        add_viewer(case, out / "cases" / case.case_id, settings.tissue, settings.tiles)
+    except (BadOption, Cancelled):  # no library or no room: so it is for all
+        raise
+    except HARM3Error as error:
+        on_event("warning", {"code": "viewer", "message": f"{case.case_id}: no slide.html: {error}"})
+
+
+def _start(path: Path, device: str, encoding: bool, threads: int | None) -> None:
     global _predictor
     if threads:
         torch.set_num_threads(threads)
-    _predictor = Predictor(path, device)
+    _predictor = Predictor(path, device, encoding=encoding)
 
 
 def _predict_one(

@@ -20,7 +20,7 @@ from HARM3Logic import geojson, report, volume
 from HARM3Logic.case import INPUTS, write_text
 from HARM3Logic.errors import BadOption
 from HARM3Logic.picture import png
-from HARM3Logic.slide_view import SlideSource, SlideView, attention_table, levels
+from HARM3Logic.slide_view import SlideSource, SlideView, TileAttention, attention_table, levels
 from HARM3Logic.volume import Grid, Volume
 
 SLIDE_FILES = ("slide_thumbnail.png", "slide_attention.png", "slide_attention.nrrd", "tiles.geojson")
@@ -37,6 +37,8 @@ class Prediction:
     Args:
         heatmaps: input to its Grad-CAM on the input's own grid, 0 to 1 on one scale for all inputs.
         raw: input to its Grad-CAM on the model grid (logit units).
+        slide: None without a slide, and where a file of features stands in its place.
+        tiles: of the slide with most attention.
     """
 
     values: Mapping[str, Any]
@@ -44,6 +46,7 @@ class Prediction:
     raw: Mapping[str, Float[np.ndarray, "D H W"]]
     slide: SlideView | None
     html: str
+    tiles: TileAttention | None = None
 
     @property
     def case_id(self) -> str:
@@ -101,8 +104,9 @@ class Prediction:
                     tiles = self.slide.source.by_tile
                     (folder / "slide_attention_tiles.png").write_bytes(png(levels(tiles), attention_table()))
                     work.append(pool.submit(volume.write, _by_tile(self.slide, self.slide.source), folder / "slide_attention_tiles.nrrd"))
-                grid = () if self.slide.source is None else (self.slide.source.by_tile, self.slide.source.step_px)
-                work.append(pool.submit(geojson.write_tiles, folder / "tiles.geojson", self.values["tiles"], self.slide.tile_px, *grid))
+            if self.tiles is not None:
+                outlines = (folder / "tiles.geojson", self.values["tiles"], self.tiles.tile_px, self.tiles.xy_px, self.tiles.weight)
+                work.append(pool.submit(geojson.write_tiles, *outlines))
             seen = viewer is not None and self.slide is not None and viewer(self.slide, folder, self.case_id)
             (folder / "report.html").write_text(report.with_viewer(self.html) if seen else self.html, encoding="utf-8")
             for written in work:

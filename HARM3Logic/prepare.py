@@ -20,7 +20,9 @@ from HARM3Logic.batch import Prepared
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS, Case
 from HARM3Logic.clinical import Schema
 from HARM3Logic.errors import Cancelled, MissingInput
+from HARM3Logic.feature_slide import EncoderName
 from HARM3Logic.preprocessing import OnEvent, Preprocessing, silent
+from HARM3Logic.stain import Stain
 from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.volume import Volume
 
@@ -32,7 +34,7 @@ NO_SCHEMA = Schema()
 def prepare(
     case: Case,
     settings: Preprocessing,
-    encoder: TileEncoder | None = None,
+    encoder: TileEncoder | EncoderName | None = None,
     *,
     wanted: Sequence[str] = (*MRI, "slide"),
     schema: Schema = NO_SCHEMA,
@@ -44,7 +46,7 @@ def prepare(
     """The tensors of a case, with the way back to each file's own grid.
 
     Args:
-        encoder: None leaves the slide unread.
+        encoder: None leaves the slide unread; its name is enough where files of features stand in the slides' place.
         wanted: what a model reads. Without the slide in it the slide stays unread; with any volume all volumes are read, since the grid
             and the registration depend on all of them.
         schema: of the clinical values.
@@ -68,9 +70,9 @@ def prepare(
         raise MissingInput(f"case {case.case_id!r} has no slide, and nothing else is read.", "Add one.")
     with _workers() as pool, ExitStack() as files:
         slides: bag.Slides = ()
-        if sliding:
+        if sliding and encoder is not None:
             on_event("stage", {"name": "reading the slide"})
-            slides = files.enter_context(bag.open_slides(case, settings.tissue, settings.tiles))
+            slides = files.enter_context(bag.open_slides(case, settings.tissue, settings.tiles, encoder, settings.stain))
         looking = [pool.submit(bag.look, *each) for each in slides]
 
         def place(listener: OnEvent) -> Prepared:
@@ -88,7 +90,7 @@ def prepare(
 
         if encoder is None or not slides:
             return place(on_event)
-        tiles, places, prepared = _encode_beside(place, slides, encoder, cache, pool, on_event)
+        tiles, places, prepared = _encode_beside(place, slides, encoder, settings.stain, cache, pool, on_event)
         return replace(prepared, tiles=tiles, tile_xy_um=places)
 
 
@@ -132,7 +134,8 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
 def _encode_beside(
     place: Callable[[OnEvent], Prepared],
     slides: bag.Slides,
-    encoder: TileEncoder,
+    encoder: TileEncoder | EncoderName,
+    stain: Stain | None,
     cache: Path | None,
     pool: ThreadPoolExecutor,
     on_event: OnEvent,
@@ -157,7 +160,7 @@ def _encode_beside(
     try:
         # Trap: torch's threads wait for each other in a loop; one too many on a full machine makes each step of theirs many times slower.
         torch.set_num_threads(max(1, threads - len(MRI)))
-        tiles, places = bag.features(slides, encoder, cache, progress)
+        tiles, places = bag.features(slides, encoder, cache, progress, stain)
     except BaseException:
         stopped.set()
         raise

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from HARM3Logic.stain import Stain
 from HARM3Logic.tiles import TileSettings
 from HARM3Logic.tissue import TissueSettings
 
@@ -28,6 +29,7 @@ class Preprocessing:
         registration: nothing, T2 to T1 of the same day, or that and post to pre.
         percentiles: intensities are clipped to these within the body, then z-scored within it.
         window_hu: CT is clipped to these Hounsfield units, which become -1 and 1.
+        stain: how the colours of a slide's tiles are changed before they are encoded; None leaves them.
     """
 
     shape: tuple[int, int, int] = (32, 128, 128)
@@ -39,3 +41,4 @@ class Preprocessing:
     window_hu: tuple[float, float] = (-160.0, 240.0)
     tissue: TissueSettings = field(default_factory=TissueSettings)
     tiles: TileSettings = field(default_factory=TileSettings)
+    stain: Stain | None = None

@@ -68,8 +68,8 @@ class Slide:
         path = Path(path)
         if not path.exists():
             raise BadSlide(f"slide {str(path)!r} does not exist.", "Check the path.")
-        if mpp is not None and not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
-            raise BadSlide(f"µm per pixel given for slide {path.name!r} is {mpp:g}; {_range()} is wanted.", "Correct it.")
+        if mpp is not None:
+            check_mpp(path, mpp)
         handle = _open(path)
         try:
             handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
@@ -174,6 +174,16 @@ class Slide:
         picture = Image.fromarray(self.whole(level, block_px))
         size = (max(1, round(self.width_px / scale)), max(1, round(self.height_px / scale)))
         return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
+
+
+def check_mpp(path: Path, mpp: float) -> None:
+    """Refuse µm per pixel that no microscope has.
+
+    Raises:
+        BadSlide: as said.
+    """
+    if not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
+        raise BadSlide(f"µm per pixel given for slide {path.name!r} is {mpp:g}; {_range()} is wanted.", "Correct it.")
 
 
 def _open(path: Path) -> openslide.AbstractSlide:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from HARM3Logic.picture import GREEN, nice_length, palette, picture
 
@@ -25,6 +25,21 @@ class TileView:
     y_px: int
     weight: float
     image: UInt8[np.ndarray, "S S 3"]
+
+
+@dataclass(frozen=True, eq=False)
+class TileAttention:
+    """The attention of all tiles of a slide, whether its pixels are at hand or not.
+
+    Args:
+        xy_px: upper left corners on level 0.
+        weight: share of the attention of all slides of the case.
+        tile_px: edge of a tile on level 0.
+    """
+
+    xy_px: Int64[np.ndarray, "N 2"]
+    weight: Float32[np.ndarray, " N"]
+    tile_px: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,8 @@ from PIL import Image, UnidentifiedImageError
 
 from HARM3Logic.errors import BadOption, BadSlide
 
-METHODS = ("macenko", "reinhard")
+SHAPES = {"macenko": (2, 2, 2, 2), "reinhard": (3, 3)}  # lengths of the rows of `Stain.colours`
+METHODS = tuple(SHAPES)
 LIGHT = 240.0  # brightness of empty glass that torchstain assumes
 STAINED = 206  # brightest channel below it is dense enough for torchstain (0.15)
 FEWEST = 100  # such pixels that are needed
@@ -31,34 +32,61 @@ Pixels = UInt8[np.ndarray, "*n S S 3"]
 
 
 @dataclass(frozen=True)
-class StainSettings:
-    """A method and the picture whose colours are wanted.
+class Stain:
+    """A method and the colours that are wanted; plain values, so that a checkpoint can carry them.
 
     Args:
         method: `macenko` (stains: Macenko et al. 2009, doi 10.1109/ISBI.2009.5193250) or `reinhard` (statistics of colour: Reinhard et
             al. 2001, doi 10.1109/38.946629).
-        target: picture of H&E; None takes the reference that comes with Macenko's method.
+        target_sha256: of the picture the colours were measured on; empty for the reference that comes with Macenko's method.
+        colours: macenko: red, green and blue of the two stains, then how much of each there is; reinhard: means, then spreads of L, a, b.
 
     Raises:
-        BadOption: the method is not known, needs a picture, or the picture cannot be read; or torchstain is not installed.
+        BadOption: the method is not known, or its colours are not those of a measured picture.
     """
 
     method: str
-    target: Path | None = None
+    target_sha256: str = ""
+    colours: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise BadOption(f"stain method {self.method!r} is not known; there are {', '.join(METHODS)}.", "Choose one.")
-        if self.method == "reinhard" and self.target is None:
+        if self.method == "reinhard" and not self.colours:
             raise BadOption("reinhard has no reference of its own.", "Give a picture of H&E with --stain-target.")
-        _normalizer(self.method)
-        if self.target is not None:
-            _picture(self.target)
+        shape = tuple(len(row) for row in self.colours)
+        if shape not in ((), SHAPES[self.method]) or bool(shape) != bool(self.target_sha256):
+            raise BadOption(f"the colours of a {self.method} stain are {self.colours!r}; a measured picture's are wanted.", "Use Stain.of.")
+
+    @classmethod
+    def of(cls, method: str, target: Path | None = None) -> Stain:
+        """A method with the colours of a picture of H&E; without one, with the method's own.
+
+        Raises:
+            BadOption: the method is not known or needs a picture, the picture cannot be used, or torchstain is not installed.
+        """
+        if target is None or method not in METHODS:
+            made = cls(method)
+            made.ready()
+            return made
+        found = _normalizer(method)
+        if not _measure(found, _picture(target)):
+            raise BadOption(f"stain target {os.fspath(target)!r} shows too little stain to measure it.", "Choose a picture of H&E.")
+        rows = (*found.HERef, found.maxCRef) if method == "macenko" else (found.target_means, found.target_stds)
+        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        return cls(method, digest, tuple(tuple(float(v) for v in row) for row in rows))
 
     def about(self) -> dict[str, str]:
         """What the features depend on."""
-        digest = "" if self.target is None else hashlib.sha256(self.target.read_bytes()).hexdigest()
-        return {"stain": self.method, "stain_target_sha256": digest}
+        return {"stain": self.method, "stain_target_sha256": self.target_sha256}
+
+    def ready(self) -> None:
+        """Refuse to begin where torchstain is missing.
+
+        Raises:
+            BadOption: it is not installed.
+        """
+        _normalizer(self.method)
 
     def fit(self, sample: UInt8[np.ndarray, "n S S 3"], slide: str) -> Callable[[Pixels], Pixels]:
         """What brings the tiles of a slide to the reference.
@@ -68,10 +96,14 @@ class StainSettings:
 
         Raises:
             BadSlide: the sample shows no stain.
+            BadOption: torchstain is not installed.
         """
         wanted, own = _normalizer(self.method), _normalizer(self.method)
-        if self.target is not None and not _measure(wanted, _picture(self.target)):
-            raise BadOption(f"stain target {os.fspath(self.target)!r} shows too little stain to measure it.", "Choose a picture of H&E.")
+        rows = np.array(self.colours)
+        if self.method == "macenko" and self.colours:
+            wanted.HERef, wanted.maxCRef = rows[:3], rows[3]
+        elif self.colours:
+            wanted.target_means, wanted.target_stds = rows
         if not _measure(own, sample.reshape(-1, sample.shape[-2], 3)):
             raise BadSlide(f"slide {slide!r} shows too little stain to measure it.", "Leave the stain as it is, or check the slide.")
         return _macenko(own, wanted) if self.method == "macenko" else _reinhard(own, wanted)

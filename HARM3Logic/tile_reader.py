@@ -156,7 +156,14 @@ def _make(blocks: Blocks, corners: Int64[np.ndarray, "n 2"], out: UInt8[np.ndarr
 
 
 def read_batches(
-    slide: Slide, grid: TileGrid, batch: int, readers: int | None = None, *, start: int = 0, turns: bool = False
+    slide: Slide,
+    grid: TileGrid,
+    batch: int,
+    readers: int | None = None,
+    *,
+    start: int = 0,
+    turns: bool = False,
+    pool: ThreadPoolExecutor | None = None,
 ) -> Generator[UInt8[np.ndarray, "n S S 3"], None, None]:
     """The tiles of a grid in order, `batch` at a time, decoded ahead.
 
@@ -164,6 +171,7 @@ def read_batches(
         readers: threads that decode; None takes one per core, 16 at most.
         start: number of the first tile.
         turns: decode nothing while a batch is in use; for whoever then takes all cores itself.
+        pool: threads that several slides share; None starts `readers` for this one.
 
     Raises:
         BadSlide: the pixels cannot be decoded.
@@ -173,14 +181,14 @@ def read_batches(
     blocks = Blocks(Cut.of(slide, grid.size0_px, size_px), corners)
     share = min(SHARE, max(1, batch // readers))
     most = 1 + -(-(AHEAD if turns else readers * share) // batch)
-    pool = ThreadPoolExecutor(readers, thread_name_prefix="slide")
+    threads = pool or ThreadPoolExecutor(readers, thread_name_prefix="slide")
     ahead: deque[tuple[np.ndarray, list[Future[None]]]] = deque()
 
     def begin(first: int) -> None:
         part = corners[first : first + batch]
         out = np.empty((len(part), size_px, size_px, 3), np.uint8)
         pieces = [slice(k, k + share) for k in range(0, len(part), share)]
-        ahead.append((out, [pool.submit(_make, blocks, part[p], out[p]) for p in pieces]))
+        ahead.append((out, [threads.submit(_make, blocks, part[p], out[p]) for p in pieces]))
 
     try:
         firsts = deque(range(0, len(corners), batch))
@@ -195,4 +203,7 @@ def read_batches(
                 each.result()
             yield out
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        left = [each for _, pieces in ahead for each in pieces if not each.cancel()]
+        wait(left)  # the slide may be closed after this
+        if pool is None:
+            threads.shutdown(wait=True)

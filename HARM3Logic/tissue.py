@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, UInt8
 from scipy import ndimage
 
 from HARM3Logic.errors import BadOption
+from HARM3Logic.tissue_folds import tissue_folds
 
 DARK_GREY = 60  # luminance of a dark field; dense keratin comes near it, so it never decides about single pixels
 BLACK = 50  # brightest channel of unscanned area or black ink; the densest stain stays brighter
@@ -106,8 +107,9 @@ class Tissue:
         mask: pixel (r, c) covers the level-0 pixels [r, r+1) x [c, c+1) times `downsample`.
         downsample: level-0 pixels per mask pixel.
         fractions: `tissue`, `pen` and `dark` as shares of the slide's area, `blurred` as share of the judged places in the tissue,
-            `stained_pen` and `stained_dark` as shares of all that is stained, tissue or not.
-        artefacts: ink, and what is almost black (unscanned area, opaque folds), on the same pixels; None where nobody looked.
+            `stained_pen` and `stained_dark` as shares of all that is stained, tissue or not, `folds` as share of what is stained and no ink
+            (left out where the picture is too coarse).
+        artefacts: ink, folds, and what is almost black (unscanned area, opaque folds), on the same pixels; None where nobody looked.
     """
 
     mask: Bool[np.ndarray, "h w"]
@@ -140,7 +142,11 @@ def find_tissue(picture: UInt8[np.ndarray, "h w 3"], downsample: float, mpp: flo
     for name, bad in (("stained_pen", pen), ("stained_dark", dark)):
         every = stained | bad  # black has no colour of its own
         fractions[name] = float(bad.sum() / max(1, every.sum()))
-    return Tissue(mask, downsample, fractions, pen | dark)
+    whole = stained & ~ndimage.binary_dilation(pen)  # before the removal of black, which the middle of a fold may be
+    folds = tissue_folds(picture, whole, downsample * mpp)
+    if folds is not None:
+        fractions["folds"] = float(folds.sum() / max(1, whole.sum()))
+    return Tissue(mask, downsample, fractions, pen | dark if folds is None else pen | dark | folds)
 
 
 def banded(

@@ -28,17 +28,19 @@ LAYERS = (
     ("slide_view",),
     ("report",),  # of plain values: it knows nothing of models and predictions
     ("prediction",),
+    ("tissue_folds",),
     ("tissue",),
     ("tiles",),
     ("slide_file",),
     ("tile_reader",),
     ("slide",),
     ("viewer",),
-    ("check",),  # reads volumes and slides, and no model
     ("device", "encoders", "stain"),
     ("encoder_weights", "foreign_encoder"),
     ("tile_encoder", "feature_file"),
-    ("features",),
+    ("features", "feature_slide"),
+    ("collection", "viewer_later"),
+    ("check",),  # reads volumes, slides and features, and no model
     ("phantom_mri", "phantom_slide"),
     ("phantom_ct", "phantom"),
     ("phantom_gist",),
@@ -67,6 +69,7 @@ LAYERS = (
     ("assemble", "import_weights"),
     ("predict",),
     ("predict_cohort",),
+    ("job",),  # the worker's
     ("worker", "features_command"),
     ("__main__",),
 )

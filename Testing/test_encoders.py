@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from HARM3Logic.__main__ import main
+from HARM3Logic.collection import write_collection
 from HARM3Logic.encoder_weights import ConchImage, build, make, read_weights, renamed
 from HARM3Logic.encoders import KNOWN, EncoderEntry, Known
 from HARM3Logic.errors import BadCheckpoint, BadOption
-from HARM3Logic.features import write_collection
 from HARM3Logic.tile_encoder import TileEncoder, pool
 
 SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 0, "img_size": 32}

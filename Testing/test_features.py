@@ -23,9 +23,10 @@ from PIL import Image
 
 from HARM3Logic import feature_file, features
 from HARM3Logic.__main__ import main
+from HARM3Logic.collection import write_collection
 from HARM3Logic.errors import BadOption, BadSlide, OutOfMemory
 from HARM3Logic.feature_file import Journal, about_of
-from HARM3Logic.features import slide_features, write_collection, write_features
+from HARM3Logic.features import slide_features, write_features
 from HARM3Logic.slide import Slide, TileGrid, TileSettings, TissueSettings, read_tiles, tile_grid
 from HARM3Logic.tile_encoder import EncoderEntry, TileEncoder, save_encoder
 
@@ -136,7 +137,8 @@ def same(one: Path, other: Path) -> bool:
 
 def test_a_killed_process_loses_only_its_last_record(slide: Slide, grid: TileGrid, encoder_file: Path, tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from HARM3Logic.features import *; from HARM3Logic.tile_encoder import TileEncoder\n"
+        "import os, sys; from pathlib import Path; from HARM3Logic.features import write_features\n"
+        "from HARM3Logic.slide import *; from HARM3Logic.tile_encoder import TileEncoder\n"
         "slide = Slide.open(sys.argv[1])\n"
         "grid = tile_grid(slide, TissueSettings(blur_samples=0), TileSettings(size_px=32))\n"
         "encoder = TileEncoder.load(sys.argv[2], precision='float32')\n"

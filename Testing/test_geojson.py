@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from HARM3Logic import geojson
 from HARM3Logic.__main__ import main
 from HARM3Logic.prediction import Prediction
 from HARM3Logic.slide import Slide, TissueSettings, tissue
-from HARM3Logic.slide_view import SlideView, TileView
+from HARM3Logic.slide_view import SlideView, TileAttention, TileView
 
 RANDOM = np.random.default_rng(0).random((40, 60)) < 0.55  # full of holes, islands and shared corners
 RING = np.pad(np.pad(np.zeros((3, 4), bool), 2, constant_values=True), 1)
@@ -101,7 +102,8 @@ def test_tiles_have_the_attention_of_the_prediction(tmp_path: Path) -> None:
     views = tuple(TileView(t["rank"], t["x_px"], t["y_px"], t["weight"], tile) for t in ranked)  # type: ignore[arg-type]
     view = SlideView(np.zeros((4, 4, 3), np.uint8), blank, 0.1, views, (200, 200), 48.7)
     (tmp_path / "tiles.geojson").write_text("of an earlier run")
-    Prediction({"case_id": "c", "tiles": ranked}, {}, {}, view, "").write(tmp_path)
+    everywhere = TileAttention(np.array([[98, 49], [0, 0]]), np.array([0.4, 0.1], np.float32), 48.7)
+    Prediction({"case_id": "c", "tiles": ranked}, {}, {}, view, "", everywhere).write(tmp_path)
     said = json.loads((tmp_path / "prediction.json").read_text())["tiles"]
     features = json.loads((tmp_path / "tiles.geojson").read_text())["features"]
     assert [f["properties"]["measurements"] for f in features] == [{"attention": t["weight"], "rank": t["rank"]} for t in said]
@@ -109,10 +111,50 @@ def test_tiles_have_the_attention_of_the_prediction(tmp_path: Path) -> None:
     assert features[0]["geometry"]["coordinates"] == [[[98, 49], [146.7, 49], [146.7, 97.7], [98, 97.7], [98, 49]]]
 
 
-def test_the_other_tiles_follow_relative_to_the_first(tmp_path: Path) -> None:
+def test_the_other_tiles_follow(tmp_path: Path) -> None:
     ranked = [{"rank": 1, "x_px": 98, "y_px": 49, "weight": 0.4}]
-    by_tile = np.array([[0.25, 0, 0], [0, 0, 1]], np.float32)
-    geojson.write_tiles(tmp_path / "t.geojson", ranked, 48.8, by_tile, 48.8)
+    places, weight = np.array([[0, 0], [98, 49], [7, 300]]), np.array([0.125, 0.4, 0], np.float32)  # on no common grid
+    geojson.write_tiles(tmp_path / "t.geojson", ranked, 48.8, places, weight)
     features = json.loads((tmp_path / "t.geojson").read_text())["features"]
     places = {tuple(f["geometry"]["coordinates"][0][0]): f["properties"]["measurements"] for f in features}
-    assert places == {(98, 49): {"attention": 0.4, "rank": 1}, (0, 0): {"attention": 0.1}}
+    assert places == {(98, 49): {"attention": 0.4, "rank": 1}, (0, 0): {"attention": 0.125}, (7, 300): {"attention": 0.0}}
+
+
+def checked(path: Path) -> list[dict[str, Any]]:
+    """The features of a file that a maintained reader of RFC 7946 calls valid, with outer rings the way the standard wants them."""
+    geojson_package = pytest.importorskip("geojson", reason="the package geojson is not installed")
+    read = geojson_package.loads(path.read_text())
+    assert isinstance(read, geojson_package.FeatureCollection) and read.is_valid, read.errors()
+    for feature in read.features:
+        outer, *holes = feature.geometry.coordinates
+        assert area(outer) > 0 and all(area(hole) < 0 for hole in holes)
+    return list(read.features)
+
+
+def test_tissue_is_geojson_and_valid_in_the_plane(tmp_path: Path) -> None:
+    geojson.write_tissue(tmp_path / "t.geojson", RANDOM, 16.37, (974, 647))  # the last pixels reach beyond the slide
+    features = checked(tmp_path / "t.geojson")
+    shapes = pytest.importorskip("shapely.geometry", reason="the package shapely is not installed")
+    polygons = [shapes.shape(feature.geometry) for feature in features]
+    assert all(polygon.is_valid for polygon in polygons)  # as JTS, which QuPath is built on, judges it
+    assert not any(one.overlaps(other) for one in polygons for other in polygons[:5])
+
+
+def test_tiles_are_geojson(tmp_path: Path) -> None:
+    ranked = [{"rank": 1, "x_px": 98, "y_px": 49, "weight": 0.4}]
+    geojson.write_tiles(tmp_path / "t.geojson", ranked, 48.8, np.array([[0, 0]]), np.array([0.2], np.float32))
+    assert len(checked(tmp_path / "t.geojson")) == 2
+
+
+def test_qupath_finds_what_its_importer_reads(tmp_path: Path) -> None:
+    """QuPathTypeAdapters.parseObject: objectType and isLocked; measurements an object of numbers; GsonTools.PathClassTypeAdapter throws
+    unless a classification has name (or names) and color, three whole numbers of a byte."""
+    geojson.write_tissue(tmp_path / "a.geojson", RING, 16, (148, 160))
+    geojson.write_tiles(tmp_path / "b.geojson", [{"rank": 1, "x_px": 9, "y_px": 4, "weight": 0.4}], 48.8)
+    (tissue_piece,), (tile,) = (json.loads((tmp_path / name).read_text())["features"] for name in ("a.geojson", "b.geojson"))
+    properties = tissue_piece["properties"]
+    assert properties["objectType"] == "annotation" and properties["isLocked"] is True
+    colour = properties["classification"]["color"]
+    assert properties["classification"]["name"] and len(colour) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in colour)
+    assert tile["properties"]["objectType"] == "tile"
+    assert all(type(v) in (int, float) for v in tile["properties"]["measurements"].values()) and tile["properties"]["measurements"]

@@ -61,7 +61,7 @@ def test_json_holds_what_it_promises(written):
     assert 0 <= low <= values["probability"] <= high <= 1
     assert set(values["contributions"]) == {*MRI, "slide"}
     assert all(values["inputs"][name]["used"] and len(values["inputs"][name]["sha256"]) == 64 for name in (*MRI, "slide"))
-    assert [set(q) for q in values["quality"]] == [{"tissue_mm2", "tiles", "tiles_found", "pen", "dark", "blurred", "poor"}]
+    assert [set(q) for q in values["quality"]] == [{"tissue_mm2", "tiles", "tiles_found", "pen", "dark", "folds", "blurred", "poor"}]
     assert 0.1 < values["quality"][0]["tissue_mm2"] < 100 and values["quality"][0]["tiles"] > 0
     assert set(values["registration"]) == {"t2_pre", "t1_post", "t2_post"}
     weights = [tile["weight"] for tile in values["tiles"]]
