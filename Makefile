@@ -48,7 +48,7 @@ screenshots: $(STAMP) ## draw the Slicer module's panel and views off screen
 
 checkpoint: $(STAMP) ## train the shipped demo checkpoint again, from phantoms
 	$(BIN)/harm3 phantom --cases $(CASES) --seed 1 --out runs/phantoms
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m Training.train harm3_fusion:demo --cohort runs/phantoms/cohort.csv --out runs/demo --whole
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m Training.train harm3_fusion:compact --cohort runs/phantoms/cohort.csv --out runs/demo --whole
 	cp runs/demo/whole/checkpoint.safetensors HARM3Slicer/Resources/Models/harm3_fusion_demo.safetensors
 
 checkpoint-gist: $(STAMP) ## train the shipped demo checkpoint for CT and clinical values again, from phantoms

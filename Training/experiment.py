@@ -53,8 +53,7 @@ class Experiment:
         average: decay of the running mean of the weights that is evaluated and kept; 0 keeps the last weights.
         mask_epochs: first epochs, in which the trunk learns from tumour masks alone.
         decouple_epochs: epochs after those, in which the LD-VAE alone learns eqs. 4 and 5 on the tokens of the trunk, which stays as it
-            is. No response label has a part in it: decoded by an untrained VAE, tokens lose more than fusion can make up for from
-            few labels (measured: RESULTS.md).
+            is. No response label has a part in it. No recipe here has any: on whole runs they cost accuracy (measured: RESULTS.md).
         mask_learning_rate: rate in both.
         frozen_epochs: epochs after those in which the trunk stays as it is; fusion learns from few labels only on features that
             do not move (measured: RESULTS.md). The remaining epochs train everything.

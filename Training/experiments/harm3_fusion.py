@@ -1,7 +1,7 @@
 """HARM3-Fusion.
 
 harm3 phantom --cases 1060 --seed 1 --out runs/phantoms
-python -m Training.train harm3_fusion:demo --cohort runs/phantoms/cohort.csv --out runs/demo --whole
+python -m Training.train harm3_fusion:compact --cohort runs/phantoms/cohort.csv --out runs/demo --whole
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ EXPERIMENTS = {
         compact(),
         Preprocessing(shape=(16, 64, 64), spacing_mm=(5.0, 2.0, 2.0), crop="body", bias_correction=False),
         augmentation=Augmentation(shift=(1, 2, 2), scale=0.05, offset=0.05, drop_tiles=0.7),
-        epochs=48,
+        epochs=38,
         batch_size=16,
         learning_rate=4e-4,
         weight_decay=1e-3,
@@ -27,7 +27,6 @@ EXPERIMENTS = {
         average=0.97,
         mask_epochs=20,
         mask_learning_rate=2e-3,
-        decouple_epochs=10,
         frozen_epochs=18,
         patience=18,
     ),
@@ -40,6 +39,4 @@ def _stride(voxels: Literal[8, 16]) -> Experiment:
     return replace(small, config=replace(small.config, trunk=replace(small.config.trunk, output_stride=voxels)))
 
 
-# With a thousand cases the epochs of the LD-VAE alone bring nothing, and the heat leaves the tumour more often (RESULTS.md).
-EXPERIMENTS["demo"] = replace(EXPERIMENTS["compact"], epochs=38, decouple_epochs=0)
 EXPERIMENTS |= {"compact_stride16": _stride(16), "compact_stride8": _stride(8)}
