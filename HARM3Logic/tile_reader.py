@@ -2,6 +2,8 @@
 
     blocks of whole pyramid tiles, each decoded once --crop--> level pixels --one Lanczos pass to the true µm per pixel--> tiles n S S 3
 
+A level that is within 1 % of the wanted µm per pixel gives its pixels as they are: no scanner's scale is known better, and they stay sharp.
+
 Blocks are shared by the tiles that overlap them and dropped after the last of these, so memory follows the width of the tissue and
 never its area.
 """
@@ -25,6 +27,7 @@ from HARM3Logic.tiles import TileGrid
 
 SHARE = 8  # tiles one reader thread makes at a time
 AHEAD = 64  # tiles decoded at one go where decoding and encoding take turns on the same cores
+NATIVE = 0.01  # share by which a level's µm per pixel may miss the wanted one before it is resampled
 KEEP_BYTES = 512 << 20  # decoded blocks kept at most; what is dropped too early is decoded again
 Block = tuple[int, int]  # column and row
 
@@ -36,10 +39,11 @@ def reader_count() -> int:
 
 @dataclass(frozen=True)
 class Cut:
-    """How tiles are cut from a level: exactly where they lie, between its pixels too.
+    """How tiles are cut from a level: as its own pixels, or exactly where they lie, between its pixels too.
 
     Args:
-        edge: of a tile, in pixels of `level`; not whole.
+        edge: of a tile, in pixels of `level`; `size_px` where its pixels are taken as they are, else not whole.
+        last: column and row where the last tile of whole pixels begins.
     """
 
     slide: Slide
@@ -48,16 +52,28 @@ class Cut:
     edge: float
     size_px: int
     block_px: tuple[int, int]
+    last: tuple[int, int]
 
     @classmethod
     def of(cls, slide: Slide, size0_px: float, size_px: int) -> Cut:
         level = slide.best_level(size0_px / size_px)
         downsample = slide.level_downsamples[level]
-        return cls(slide, level, downsample, size0_px / downsample, size_px, slide.block_px(level))
+        edge = size0_px / downsample
+        if abs(edge / size_px - 1) <= NATIVE:
+            edge = size_px
+        last_x, last_y = (max(0, math.floor(length / downsample) - size_px) for length in (slide.width_px, slide.height_px))
+        return cls(slide, level, downsample, edge, size_px, slide.block_px(level), (last_x, last_y))
+
+    @property
+    def native(self) -> bool:
+        return self.edge == self.size_px
 
     def box(self, x_px: int, y_px: int) -> tuple[int, int, int, int]:
         """Left, top, right and lower edge, in whole pixels of the level, of all that a tile needs."""
         x, y = x_px / self.downsample, y_px / self.downsample
+        if self.native:
+            left, top = (min(math.floor(v + 0.5), most) for v, most in zip((x, y), self.last, strict=True))
+            return left, top, left + self.size_px, top + self.size_px
         right, lower = (math.ceil(v + self.edge - 1e-6) for v in (x, y))
         return math.floor(x + 1e-6), math.floor(y + 1e-6), right, lower
 
@@ -72,10 +88,10 @@ class Cut:
 
     def resample(self, pixels: UInt8[np.ndarray, "h w 3"], x_px: int, y_px: int) -> UInt8[np.ndarray, "S S 3"]:
         """A tile from the pixels of its box."""
+        if self.native:
+            return pixels
         height, width = pixels.shape[:2]
         x, y = (max(0.0, v / self.downsample - math.floor(v / self.downsample + 1e-6)) for v in (x_px, y_px))
-        if width == height == self.size_px and abs(self.edge - self.size_px) <= 1e-6 and max(x, y) <= 1e-6:
-            return pixels
         box = (x, y, min(x + self.edge, width), min(y + self.edge, height))
         return np.asarray(Image.fromarray(pixels).resize((self.size_px, self.size_px), Image.Resampling.LANCZOS, box=box))
 

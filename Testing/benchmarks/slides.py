@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from PIL import Image
 
     from HARM3Logic.device import choose
-    from HARM3Logic.features import _encoded
+    from HARM3Logic.features import slide_features
     from HARM3Logic.slide import Slide, TileSettings, TissueSettings, read_batches, tile_grid
     from HARM3Logic.tile_encoder import TileEncoder
 
@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     kept = np.concatenate([*read_batches(slide, grid, batch)]) if options.mode == "encoder" else np.empty(0)
     work: dict[str, Callable[[], Any]] = {
         "naive": naive,
-        "ours": lambda: np.concatenate([*_encoded(slide, grid, encoder, batch)]),
+        "ours": lambda: slide_features(slide, grid, encoder, batch=batch),
         "encoder": lambda: np.concatenate([*encoder.encode_each((kept[k : k + batch] for k in range(0, len(kept), batch)), batch)]),
         "decoding": lambda: [None for _ in read_batches(slide, grid, batch)],
     }
@@ -113,7 +113,7 @@ def main() -> None:
         found = {}
         for mode in MODES:
             command = [sys.executable, __file__, *sys.argv[1:], "--mode", mode, "--features", f"{folder}/{mode}.npy"]
-            found[mode] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            found[mode] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
         same = cosine(Path(folder))
     report(found, same)
 
