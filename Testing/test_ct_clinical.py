@@ -17,6 +17,9 @@ VIT = ViTConfig(volume_shape=SHAPE, patch=(4, 8, 8), width=16, heads=2, layers=1
 KINDS = ("cross", "concat", "clinical", "image")
 
 
+FINE = dataclasses.replace(VIT, patch=tuple(n // 4 for n in VIT.volume_shape))
+
+
 def net(fusion="cross", **changes) -> CTClinical:
     torch.manual_seed(0)
     config = CTClinicalConfig(fusion=fusion, trunk=VIT, levels=(0, 2, 3), width=24, heads=2, hidden=32, head=8)
@@ -187,3 +190,14 @@ def test_a_patch_is_a_token_at_its_place():
     volume[0, 4:, 8:, :8] = 1.0  # the second patch down, the second back, the first across
     moved = (trunk.tokens(volume) - trunk.tokens(torch.zeros(1, *SHAPE))).abs().sum(dim=2)[0]
     assert moved.nonzero().flatten().tolist() == [6]  # of 2 x 2 x 2 in the order D, H, W
+
+
+def test_the_middle_of_the_crop_is_asked_first():
+    """A bell of the wanted width on the map, whatever its shape, before anything is learned."""
+    trunk = dataclasses.replace(VIT, volume_shape=(8, 24, 16), patch=(8, 4, 4))
+    prior = net(trunk=trunk, near=0.5).prior.detach().view(1, 6, 4)
+    y, x = torch.meshgrid(torch.tensor([-5, -3, -1, 1, 3, 5]) / 6, torch.tensor([-3, -1, 1, 3]) / 4, indexing="ij")
+    torch.testing.assert_close(prior[0], -(x**2 + y**2) / 0.5)
+    everywhere, here = (net(near=near, trunk=FINE)(batch(1)).attention["ct"][0, 0] for near in (1e3, 0.3))
+    at = net(trunk=FINE, near=0.3).prior.argmax()
+    assert here[at] > 3 * everywhere[at]

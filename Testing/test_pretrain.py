@@ -101,6 +101,20 @@ def test_what_the_target_keeps_of_density(target, level, contrast):
     assert torch.allclose(net.pictures(ct)[1], ct, atol=1e-5)
 
 
+def test_density_is_asked_of_the_patches_that_were_seen_too():
+    net, ct = model("moments"), torch.randn(1, *VIT.volume_shape)
+    own = net.patches(ct)
+    answer = torch.cat([normalised(own), own.mean(2, keepdim=True), (own.std(2, keepdim=True) + 0.02).log()], dim=2)
+    wrong = answer.clone()
+    wrong[:, 0, -2] += 1.0  # the mean of a patch that was seen
+    hidden = torch.arange(own.shape[1])[None] > 0
+    losses = []
+    for given in (answer, wrong):
+        net.fill_in = lambda *_, given=given: (given, hidden)
+        losses.append(float(net(ct)))
+    assert losses[1] - losses[0] == pytest.approx(net.config.moments_weight / own.shape[1], rel=1e-4)
+
+
 def test_plain_targets_are_judged_as_they_are():
     net, ct = model("plain"), torch.randn(2, *VIT.volume_shape)
     found, hidden = net.fill_in(ct, torch.Generator().manual_seed(3))

@@ -70,7 +70,7 @@ class Recipe:
 RECIPES = {
     "paper": Recipe(),  # learning rate and decay of He et al. 2022; the GIST abstract gives none
     "compact": Recipe(
-        MAEConfig(ct_clinical.compact().trunk, width=64, heads=4, layers=2, hidden=128),
+        MAEConfig(ct_clinical.compact().trunk, target="moments", width=64, heads=4, layers=2, hidden=128),
         Preprocessing(shape=(16, 48, 48), spacing_mm=(8.0, 3.0, 3.0)),
         epochs=100,
         batch_size=16,

@@ -41,6 +41,7 @@ class CTClinicalConfig:
         levels: of each clinical variable: number of categories, or 0 for a number.
         scaling: of the numbers, fitted on the cases that trained; empty leaves them as they are.
         width, heads, layers, hidden: of the fusion.
+        near: how far from the middle of the crop, where the tumour is, CT tokens are asked at the start, as a share of half its edges.
         needs: inputs that may not be missing; without `ct` in it a learned token stands in for an absent CT.
     """
 
@@ -54,6 +55,7 @@ class CTClinicalConfig:
     hidden: int = 768
     dropout: float = 0.1
     head: int = 128
+    near: float = 0.35
     needs: tuple[str, ...] = ()
 
 
@@ -85,6 +87,8 @@ class CTClinical(nn.Module):
             self.trunk = ViTTrunk(c.trunk)
             self.to_width = nn.Linear(c.trunk.width, c.width) if c.trunk.width != c.width else nn.Identity()
             self.absent = nn.Parameter(torch.randn(1, 1, c.width) * 0.02)
+        if c.fusion in ("cross", "image"):
+            self.prior = nn.Parameter(_middle(c.trunk.map_shape, c.near))
         if self.reads:
             self.variables = _Variables(c)
         layers = [_Layer(c, asks_ct=c.fusion in ("cross", "image"), asks_row=self.reads) for _ in range(c.layers)]
@@ -107,7 +111,7 @@ class CTClinical(nn.Module):
             tokens = torch.cat([tokens, self._row(batch, cases)], dim=1)
         to_row, to_ct = [], []
         for layer in self.layers:
-            tokens, row, image = layer(tokens, ct)
+            tokens, row, image = layer(tokens, ct, self.prior if layer.ask_ct is not None else None)
             to_row.append(row)
             to_ct.append(image)
         attention: dict[str, Tensor] = {}
@@ -213,12 +217,12 @@ class _Layer(nn.Module):
         )  # fmt: skip
 
     def forward(
-        self, tokens: Float[Tensor, "B Q E"], ct: Float[Tensor, "B L E"] | None
+        self, tokens: Float[Tensor, "B Q E"], ct: Float[Tensor, "B L E"] | None, prior: Float[Tensor, " L"] | None
     ) -> tuple[Float[Tensor, "B Q E"], Tensor | None, Tensor | None]:
         """The tokens, the attention of CLS over the variables (B 1 V), and of every token over the CT (B Q L)."""
         row = image = None
         if self.ask_ct is not None and ct is not None:
-            found, image = self.ask_ct(tokens, ct)
+            found, image = self.ask_ct(tokens, ct, prior)
             tokens = tokens + found
         if self.ask_row is not None:
             found, row = self.ask_row(tokens, tokens[:, 1:])
@@ -237,7 +241,14 @@ class _Ask(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, asking: Float[Tensor, "B Q E"], answering: Float[Tensor, "B L E"]
+        self, asking: Float[Tensor, "B Q E"], answering: Float[Tensor, "B L E"], prior: Float[Tensor, " L"] | None = None
     ) -> tuple[Float[Tensor, "B Q E"], Float[Tensor, "B Q L"]]:
-        mixed, attention = self.attention(self.norm_asking(asking), self.norm_answering(answering))
+        mixed, attention = self.attention(self.norm_asking(asking), self.norm_answering(answering), prior=prior)
         return self.dropout(self.out(mixed)), attention
+
+
+def _middle(shape: tuple[int, int, int], near: float) -> Float[Tensor, " L"]:
+    """Logarithm of a bell round the middle of the map; the edges lie at 1 along each axis."""
+    axes = [(2 * torch.arange(n) + 1 - n) / n for n in shape]
+    squared = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(dim=0)
+    return -squared.flatten() / (2 * near**2)

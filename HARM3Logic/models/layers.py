@@ -59,11 +59,21 @@ class CrossAttention(nn.Module):
             nn.init.normal_(layer.weight, std=(2 / width) ** 0.5)
 
     def forward(
-        self, asking: Float[Tensor, "B Q E"], answering: Float[Tensor, "B L E"], present: Bool[Tensor, "B L"] | None = None
+        self,
+        asking: Float[Tensor, "B Q E"],
+        answering: Float[Tensor, "B L E"],
+        present: Bool[Tensor, "B L"] | None = None,
+        prior: Float[Tensor, " L"] | None = None,
     ) -> tuple[Float[Tensor, "B Q E"], Float[Tensor, "B Q L"]]:
-        """The fused tokens and the attention (mean of the heads). Every case needs at least one token present."""
+        """The fused tokens and the attention (mean of the heads). Every case needs at least one token present.
+
+        Args:
+            prior: added to the scores of each answering token.
+        """
         q, k, v = (_split(layer(x), self.heads) for layer, x in ((self.query, asking), (self.key, answering), (self.value, answering)))
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if prior is not None:
+            scores = scores + prior
         if present is not None:
             scores = scores.masked_fill(~present[:, None, None, :], -torch.inf)
         attention = scores.softmax(dim=-1)  # eq. 6

@@ -4,7 +4,7 @@
         --decoder--> answers (N L A)         loss: squared error to the patches (N L P) that were hidden
 
 What a patch is told as (`MAEConfig.target`) decides what can be learned: at mean 0 and spread 1 it has lost its density and how much that
-varies, which is what Hounsfield units are for.
+varies, which is what Hounsfield units are for. A trunk that is asked for both, of the patches it saw too, keeps them in its tokens.
 
 Source: He et al. 2022, sections 3 and 4.1 (mask ratio, loss on hidden patches, targets normalised in each patch). Written from the paper.
 """
@@ -29,12 +29,14 @@ class MAEConfig:
     """Args:
     hidden_share: of the patches that the trunk does not see.
     target: a hidden patch as "normalised" (mean 0, spread 1: He et al.), "plain" (in the window's units), or "moments": normalised, and
-        beside it its mean and the logarithm of its spread.
+        beside it the mean and the logarithm of the spread of every patch, hidden or not. The last is ours.
+    moments_weight: of these two in the loss.
     """
 
     trunk: ViTConfig = field(default_factory=ViTConfig)
     hidden_share: float = 0.75
     target: Literal["normalised", "plain", "moments"] = "normalised"
+    moments_weight: float = 5.0
     width: int = 192
     heads: int = 6
     layers: int = 4
@@ -63,12 +65,11 @@ class MAE3D(nn.Module):
         if self.config.target == "plain":
             return ((found - own) ** 2).mean(dim=2)[hidden].mean()
         mean, spread = _statistics(own)
-        error = (found[..., : own.shape[2]] - (own - mean) / spread) ** 2
-        loss = error.mean(dim=2)
+        loss = ((found[..., : own.shape[2]] - (own - mean) / spread) ** 2).mean(dim=2)[hidden].mean()
         if self.config.target == "moments":
             told = torch.cat([mean, (spread + LEAST).log()], dim=2)
-            loss = loss + ((found[..., own.shape[2] :] - told) ** 2).sum(dim=2)
-        return loss[hidden].mean()
+            loss = loss + self.config.moments_weight * ((found[..., own.shape[2] :] - told) ** 2).sum(dim=2).mean()
+        return loss
 
     def fill_in(
         self, ct: Float[Tensor, "N D H W"], generator: torch.Generator | None = None
