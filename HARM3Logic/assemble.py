@@ -12,26 +12,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 from HARM3Logic import __version__, bag, clinical, report, volume
 from HARM3Logic.batch import Prepared
-from HARM3Logic.case import TIMEPOINTS, Case
+from HARM3Logic.case import TIMEPOINTS, Case, holds_features
 from HARM3Logic.checkpoint import Card, Checkpoint
 from HARM3Logic.explain import Explanation
 from HARM3Logic.familiarity import unfamiliar
-from HARM3Logic.feature_slide import holds_features
 from HARM3Logic.prediction import Prediction
 from HARM3Logic.report import VolumeView
 from HARM3Logic.slide import Slide, read_tiles, reader_count
-from HARM3Logic.slide_view import SlideView, TileAttention, TileView
-from HARM3Logic.tiles import TileGrid, paint
+from HARM3Logic.slide_view import SlideSource, SlideView, TileAttention, TileView
+from HARM3Logic.tiles import TileGrid, by_place, paint
 from HARM3Logic.viewer import source_of
 from HARM3Logic.volume import Volume
 
 INTERVAL = (0.025, 0.975)
 TOP_TILES = 8
 THUMBNAIL_PX = 1024
+TILE_GREY = 200  # of tiles without attention where there are no pixels to show
 
 
 def decide(probability: float, threshold: float, zone: tuple[float, float]) -> str:
@@ -87,26 +87,29 @@ def assemble(
         "stain": card.preprocessing.stain.about() if card.preprocessing.stain is not None and prepared.tile_grids else None,
         "quality": bag.shares([grid for _, grid in prepared.tile_grids]),
         "registration": {name: _registration(r) for name, r in prepared.registrations.items()},
-        "warnings": [{"code": code, "message": message} for code, message in (*prepared.warnings, *_strange(strange), *_dull(raw))],
+        "warnings": [
+            {"code": code, "message": message}
+            for code, message in (*prepared.warnings, *_strange(strange), *_dull(raw), *_sure(float(low), float(high)))
+        ],
         "out_of_distribution": bool(strange),
         "ignore_masks": ignore_masks,
-        "model": {
-            "name": card.model,
-            "checkpoint_sha256": made.sha256,
-            "version": card.version,
-            "synthetic": bool(card.training.get("synthetic")),
-        },
+        "model": _model(made),
         "software": {"harm3slicer": __version__, "python": platform.python_version(), "torch": str(torch.__version__)},
         **how,
     }
-    window = card.preprocessing.window_hu
-    views = [
-        VolumeView(
-            name, images[name], heatmaps[name], _tumour(name, prepared), prepared.placements[name].matrix, window if name == "ct" else None
-        )
-        for name in heatmaps
-    ]
+    views = [_volume(name, images[name], heat, prepared, card) for name, heat in heatmaps.items()]
     return Prediction(values, heatmaps, raw, slide, report.render(values, dataclasses.asdict(card), views, slide), tiles)
+
+
+def _model(made: Checkpoint) -> dict[str, Any]:
+    card = made.card
+    synthetic = bool(card.training.get("synthetic"))
+    return {"name": card.model, "checkpoint_sha256": made.sha256, "version": card.version, "synthetic": synthetic}
+
+
+def _volume(name: str, image: Volume, heat: Volume, prepared: Prepared, card: Card) -> VolumeView:
+    window = card.preprocessing.window_hu if name == "ct" else None
+    return VolumeView(name, image, heat, _tumour(name, prepared), prepared.placements[name].matrix, window)
 
 
 def _heatmaps(prepared: Prepared, raw: Mapping[str, Float[np.ndarray, "D H W"]]) -> dict[str, Volume]:
@@ -201,12 +204,19 @@ def _dull(raw: Mapping[str, Float[np.ndarray, "D H W"]]) -> list[tuple[str, str]
     return [("no_heat", "no region of any volume speaks for response, so the heatmaps are empty.")]
 
 
+def _sure(low: float, high: float) -> list[tuple[str, str]]:
+    """A model that draws nothing, with a calibration of unknown errors, has an interval of one point, which looks like certainty."""
+    if low < high:
+        return []
+    return [("no_interval", "the checkpoint does not know how uncertain it is, so the interval is the probability itself.")]
+
+
 def _slide(
     case: Case, prepared: Prepared, explanation: Explanation
 ) -> tuple[list[dict[str, Any]], int, SlideView | None, TileAttention | None]:
     """The highest-ranked tiles of the slide with most attention, its number, the slide as pictures, and the attention of all its tiles.
 
-    No pictures where a file of features stands in the slide's place.
+    Of its tiles alone where a file of features stands in the slide's place.
     """
     attention = explanation.tile_attention
     if attention is None or not prepared.tile_grids:
@@ -219,8 +229,26 @@ def _slide(
     top = np.argsort(-part, kind="stable")[:TOP_TILES]
     places = zip(grid.xy_px[top].tolist(), part[top].tolist(), strict=True)
     ranked = [{"rank": rank, "x_px": x, "y_px": y, "weight": weight} for rank, ((x, y), weight) in enumerate(places, start=1)]
-    view = None if holds_features(path) else _view(path, case.slide_mpp, grid, part, top, ranked)
-    return ranked, which + 1, view, TileAttention(grid.xy_px, part.astype(np.float32), grid.size0_px)
+    if holds_features(path):
+        by_tile = by_place(part / part.max(), grid)
+        view = _tiles_alone(grid, by_tile, ranked)
+    else:
+        view, source = _view(path, case.slide_mpp, grid, part, top, ranked)
+        by_tile = source.by_tile
+    tiles = TileAttention(grid.xy_px, part.astype(np.float32), grid.size0_px, by_tile, grid.step0_px, grid.slide_mpp)
+    return ranked, which + 1, view, tiles
+
+
+def _tiles_alone(grid: TileGrid, by_tile: Float32[np.ndarray, "rows columns"], ranked: Sequence[Mapping[str, Any]]) -> SlideView:
+    """A slide that is not at hand: its tiles where they lie, grey on white, up to the last of them."""
+    rows, columns = by_tile.shape
+    edge = max(1, THUMBNAIL_PX // max(rows, columns))  # of a place in the picture
+    grey = np.where(by_place(np.ones(len(grid.xy_px)), grid) > 0, TILE_GREY, 255).astype(np.uint8)
+    thumbnail, attention = (each.repeat(edge, 0).repeat(edge, 1) for each in (grey, by_tile))
+    size = (round(columns * grid.step0_px), round(rows * grid.step0_px))
+    tiles = tuple(TileView(**tile, image=None) for tile in ranked)
+    mm_per_px = grid.step0_px * grid.slide_mpp / 1000 / edge
+    return SlideView(np.stack([thumbnail] * 3, axis=-1), attention, mm_per_px, tiles, size, grid.size0_px)
 
 
 def _view(
@@ -230,7 +258,7 @@ def _view(
     part: Float[np.ndarray, " N"],
     top: Int[np.ndarray, " n"],
     ranked: Sequence[Mapping[str, Any]],
-) -> SlideView:
+) -> tuple[SlideView, SlideSource]:
     with Slide.open(path, slide_mpp) as slide, ThreadPoolExecutor(reader_count()) as pool:
         whole = pool.submit(slide.thumbnail, THUMBNAIL_PX)
         pictures = pool.map(lambda k: read_tiles(slide, grid, k, k + 1)[0], top.tolist())
@@ -239,4 +267,4 @@ def _view(
         mm_per_px = slide.mpp * slide.width_px / thumbnail.shape[1] / 1000
         source = source_of(slide, grid, part / part.max())
     painted = paint(part / part.max(), grid, size, thumbnail.shape[:2])
-    return SlideView(thumbnail, painted, mm_per_px, tiles, size, grid.size0_px, source)
+    return SlideView(thumbnail, painted, mm_per_px, tiles, size, grid.size0_px, source), source

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from HARM3Logic import feature_slide
-from HARM3Logic.case import Case
+from HARM3Logic.case import Case, holds_features
 from HARM3Logic.errors import BadSlide
-from HARM3Logic.feature_slide import EncoderName, FeatureSlide, Wanted, holds_features
+from HARM3Logic.feature_slide import EncoderName, FeatureSlide, Wanted
 from HARM3Logic.features import slide_features
 from HARM3Logic.slide import Slide, focused, tile_grid
 from HARM3Logic.stain import Stain
@@ -138,10 +138,9 @@ def shares(looked: Sequence[TileGrid]) -> list[dict[str, Any]]:
     found = []
     for grid in looked:
         mask, fractions = grid.tissue.mask, grid.tissue.fractions
-        mpp = grid.mpp * grid.tile_settings.size_px / grid.size0_px  # of level 0
         found.append(
             {
-                "tissue_mm2": float(mask.sum()) * (grid.tissue.downsample * mpp / 1000) ** 2 if mask.size else None,
+                "tissue_mm2": float(mask.sum()) * (grid.tissue.downsample * grid.slide_mpp / 1000) ** 2 if mask.size else None,
                 "tiles": len(grid.xy_px),
                 "tiles_found": grid.found,
                 "pen": fractions.get("stained_pen"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,8 @@ SEQUENCES = ("t1", "t2")
 MRI = tuple(f"{s}_{t}" for t in TIMEPOINTS for s in SEQUENCES)  # in the order of Batch.mri's axes T, S
 MASKS = ("tumour_pre", "tumour_post", "tumour_ct")
 INPUTS = (*MRI, "slide", "ct", "clinical")
+FEATURES = (".h5", ".hdf5")  # endings of a file of tile features in a slide's place
+LABELS = "1 (responder), 0 or nothing"
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,9 @@ def case_from_fields(data: Mapping[str, Any], folder: Path, where: str) -> Case:
             raise BadCase(f"{where}: tumour_point_mm is {point!r}; three numbers x, y, z in mm (LPS) are wanted.", "Correct it.")
         point = (values[0], values[1], values[2])
     mpp = data.get("slide_mpp")
-    label = _whole(data.get("label"), "label", where)
+    label = _whole(data.get("label"), "label", where, LABELS)
     if label not in (None, 0, 1):
-        raise BadCase(f"{where}: label is {label}; 1 (responder), 0 or nothing is wanted.", "Correct it.")
+        raise BadCase(f"{where}: label is {label}; {LABELS} is wanted.", "Correct it.")
     clinical = data.get("clinical") or {}
     if not isinstance(clinical, Mapping):
         raise BadCase(f"{where}: clinical is {clinical!r}; an object of variable to value is wanted.", "Correct it.")
@@ -164,6 +167,24 @@ def case_from_fields(data: Mapping[str, Any], folder: Path, where: str) -> Case:
     )
 
 
+def holds_features(path: Path) -> bool:
+    """Whether a case's slide is a file of features, by its name."""
+    return path.suffix.lower() in FEATURES
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's content.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -171,20 +192,20 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _number(value: Any, name: str, where: str) -> float:
+def _number(value: Any, name: str, where: str, wanted: str = "a number") -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadCase(f"{where}: {name} is {value!r}; a number is wanted.", "Correct it.")
+        raise BadCase(f"{where}: {name} is {value!r}; {wanted} is wanted.", "Correct it.")
     return number
 
 
-def _whole(value: Any, name: str, where: str) -> int | None:
+def _whole(value: Any, name: str, where: str, wanted: str = "a whole number") -> int | None:
     if value is None or value == "":
         return None
-    number = _number(value, name, where)
+    number = _number(value, name, where, wanted)
     if number != int(number):
-        raise BadCase(f"{where}: {name} is {value!r}; a whole number is wanted.", "Correct it.")
+        raise BadCase(f"{where}: {name} is {value!r}; {wanted} is wanted.", "Correct it.")
     return int(number)

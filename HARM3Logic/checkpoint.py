@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from HARM3Logic import __version__
 from HARM3Logic.card import FORMAT, default, missing, parse, unreadable
+from HARM3Logic.case import file_sha256
 from HARM3Logic.clinical import Schema
 from HARM3Logic.errors import BadCheckpoint
 from HARM3Logic.familiarity import Reference
@@ -244,10 +245,3 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return tuple(from_plain(first, v, where) for v in value)
         return tuple(tuple(v) if isinstance(v, list) else v for v in value)
     return value
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
-        )

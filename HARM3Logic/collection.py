@@ -41,6 +41,7 @@ def write_collection(
     stain: Stain | None = None,
     outlines: bool = False,
     clam: bool = False,
+    on_slide: Callable[[Slide, TileGrid], None] = lambda *_: None,
     on_progress: Progress = lambda *_: None,
 ) -> list[HARM3Error]:
     """Write `OUT/<slide>.h5` for each slide; why slides failed, in their order, the others are written.
@@ -51,7 +52,8 @@ def write_collection(
         tiles: None takes the size and the µm per pixel the encoder was made for.
         outlines: write the tissue as `OUT/<slide>.geojson` too.
         clam: write `OUT/h5_files/<slide>.h5` and `OUT/pt_files/<slide>.pt`, where CLAM's training looks for them.
-        on_progress: one call at a time, from any thread; what it raises stops the work.
+        on_slide: told of each before it is encoded.
+        on_progress: likewise of its tiles; both one call at a time, from any thread, and what they raise stops the work.
 
     Raises:
         BadOption: two slides have one name, or the folder cannot be made.
@@ -72,6 +74,8 @@ def write_collection(
             name, path = named
             with Slide.open(path, mpp) as slide:
                 grid = _grid(slide, tissue or TissueSettings(), tiles, out / name)
+                with turn:
+                    on_slide(slide, grid)
                 if outlines:
                     _outline(slide, grid.tissue, out / f"{name}.geojson")
                 file, say = folder / f"{name}.h5", partial(tell, name, len(grid.xy_px))

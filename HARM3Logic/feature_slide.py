@@ -18,16 +18,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from HARM3Logic import feature_file, volume
+from HARM3Logic import feature_file
+from HARM3Logic.case import file_sha256
 from HARM3Logic.errors import BadSlide
 from HARM3Logic.slide_file import check_mpp
 from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.tiles import TileGrid, TileSettings, evenly
 from HARM3Logic.tissue import Tissue, TissueSettings
 
-ENDINGS = (".h5", ".hdf5")
 EXACT, ROUNDED = 0.01, 0.05  # how far the µm per pixel may be off in files of ours, and in those that know a rounded magnification
-NOT_OPENED = "its tile features were read from a file and the slide itself was not opened, so there is no picture of it and no viewer."
+NOT_OPENED = (
+    "its tile features were read from a file and the slide itself was not opened, so there is no picture of its pixels and no viewer."
+)
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,6 @@ class FeatureSlide:
     warnings: tuple[str, ...]
 
 
-def holds_features(path: Path) -> bool:
-    """Whether a case's slide is a file of features, by its name."""
-    return path.suffix.lower() in ENDINGS
-
-
 def read(path: Path, wanted: Wanted, slide_mpp: float | None = None, stated: str = "") -> FeatureSlide:
     """The features in a file of ours, CLAM's or TRIDENT's, if a model may take them.
 
@@ -107,7 +104,7 @@ def read(path: Path, wanted: Wanted, slide_mpp: float | None = None, stated: str
     grid = TileGrid(
         found.coords[keep],
         size0_px,
-        wanted.tiles.mpp or mpp,
+        size0_px * mpp / wanted.tiles.size_px,
         Tissue(np.zeros((0, 0), bool), 1.0, json.loads(about["quality"]) if found.sealed and "quality" in about else {}),
         max(int(_number(about, "tiles_found") or 0), len(found.coords)),
         TissueSettings(),
@@ -116,7 +113,7 @@ def read(path: Path, wanted: Wanted, slide_mpp: float | None = None, stated: str
     warnings: tuple[str, ...] = (NOT_OPENED,)
     if unsaid:
         warnings += (f"the file of its features does not say all that made them; as stated, they are taken for those of {stated}.",)
-    return FeatureSlide(path, volume.sha256(path), mpp, found.features[keep], grid, warnings)
+    return FeatureSlide(path, file_sha256(path), mpp, found.features[keep], grid, warnings)
 
 
 def _bad(path: Path, what: str, advice: str) -> BadSlide:

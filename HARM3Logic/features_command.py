@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from HARM3Logic.errors import BadOption, HARM3Error
+
+if TYPE_CHECKING:
+    from HARM3Logic.slide import Slide, TileGrid
 
 FOREIGN = (
     "--encoder is a TorchScript (.ts, .torchscript) or ONNX (.onnx) program with a .json beside it. Loading it executes what its author "
@@ -31,7 +34,7 @@ def add(commands: Any) -> None:
         "--weights", type=Path, metavar="FILE", help="weights of an encoder given by its name, as its makers gave them to you"
     )
     parser.add_argument("--run-foreign-code", action="store_true", help=FOREIGN)
-    parser.add_argument("--mpp", type=float, help="µm per pixel of the slides where their files do not say")
+    parser.add_argument("--mpp", type=float, help="true µm per pixel of all the slides, where their files do not say it or say it wrong")
     parser.add_argument(
         "--device",
         default="auto",
@@ -113,27 +116,7 @@ def _write(options: argparse.Namespace) -> int:
         TileEncoder.load(options.encoder, device, weights=options.weights, run_foreign_code=options.run_foreign_code)
         for device in devices(options.device, len(options.slides))
     ]
-    begun: dict[str, int] = {}
-    total = 0
     with tqdm(unit="tile", leave=False, disable=None) as bar:
-
-        def show(name: str, tiles: int, done: int) -> None:
-            nonlocal total
-            if name not in begun:
-                if len(encoders) == 1:  # one slide after the other
-                    begun.clear()
-                    total = 0
-                begun[name], total = done, total + tiles
-                if total == tiles:
-                    bar.reset(total)
-                    bar.initial = bar.n = done  # what was there already says nothing about the speed
-                else:
-                    bar.total = total
-                    bar.update(done)
-                bar.set_description(name)
-            bar.update(done - begun[name])
-            begun[name] = done
-
         failures = write_collection(
             options.slides,
             encoders,
@@ -142,7 +125,8 @@ def _write(options: argparse.Namespace) -> int:
             stain=stain,
             outlines=options.geojson,
             clam=options.clam,
-            on_progress=show,
+            on_slide=_warn,
+            on_progress=_Progress(bar, one_by_one=len(encoders) == 1),
         )
     for sentence in (sentence for encoder in encoders for sentence in encoder.warnings):
         print(f"warning: {sentence}", file=sys.stderr)
@@ -150,3 +134,32 @@ def _write(options: argparse.Namespace) -> int:
     for failure in failures:
         print(f"harm3: {failure}", file=sys.stderr)
     return 2 if failures else 0
+
+
+def _warn(slide: Slide, grid: TileGrid) -> None:
+    from tqdm import tqdm
+
+    from HARM3Logic import bag
+
+    for _, sentence in bag.quality([(slide, grid)], [grid]):
+        tqdm.write(f"warning: {slide.path.name}: {sentence.removeprefix('slide: ')}", file=sys.stderr)
+
+
+class _Progress:
+    """A bar of the tiles of one slide after the other, or of all the slides that are begun."""
+
+    def __init__(self, bar: Any, one_by_one: bool) -> None:
+        self._bar, self._one_by_one, self._done = bar, one_by_one, dict[str, int]()
+
+    def __call__(self, name: str, tiles: int, done: int) -> None:
+        bar, begun = self._bar, name in self._done
+        if not begun and (self._one_by_one or not self._done):
+            self._done.clear()
+            bar.reset(tiles)
+            bar.initial = bar.n = done  # what was there already says nothing about the speed
+        else:
+            bar.total += 0 if begun else tiles
+            bar.update(done - self._done.get(name, 0))
+        if not begun:
+            bar.set_description(name)
+        self._done[name] = done

@@ -20,7 +20,7 @@ from HARM3Logic import geojson, report, volume
 from HARM3Logic.case import INPUTS, write_text
 from HARM3Logic.errors import BadOption
 from HARM3Logic.picture import png
-from HARM3Logic.slide_view import SlideSource, SlideView, TileAttention, attention_table, levels
+from HARM3Logic.slide_view import SlideView, TileAttention, attention_table, levels
 from HARM3Logic.volume import Grid, Volume
 
 SLIDE_FILES = ("slide_thumbnail.png", "slide_attention.png", "slide_attention.nrrd", "tiles.geojson")
@@ -37,8 +37,8 @@ class Prediction:
     Args:
         heatmaps: input to its Grad-CAM on the input's own grid, 0 to 1 on one scale for all inputs.
         raw: input to its Grad-CAM on the model grid (logit units).
-        slide: None without a slide, and where a file of features stands in its place.
-        tiles: of the slide with most attention.
+        slide: the one with most attention; None without one.
+        tiles: all of that slide.
     """
 
     values: Mapping[str, Any]
@@ -100,14 +100,14 @@ class Prediction:
                 work.append(pool.submit(_write_picture, self.slide.thumbnail, folder / "slide_thumbnail.png"))
                 work.append(pool.submit(_write_picture, self.slide.picture, folder / "slide_attention.png"))
                 work.append(pool.submit(volume.write, _flat(self.slide), folder / "slide_attention.nrrd"))
-                if self.slide.source is not None:
-                    tiles = self.slide.source.by_tile
-                    (folder / "slide_attention_tiles.png").write_bytes(png(levels(tiles), attention_table()))
-                    work.append(pool.submit(volume.write, _by_tile(self.slide, self.slide.source), folder / "slide_attention_tiles.nrrd"))
             if self.tiles is not None:
+                (folder / "slide_attention_tiles.png").write_bytes(png(levels(self.tiles.by_tile), attention_table()))
+                if self.slide is not None:
+                    work.append(pool.submit(volume.write, _by_tile(self.slide, self.tiles), folder / "slide_attention_tiles.nrrd"))
                 outlines = (folder / "tiles.geojson", self.values["tiles"], self.tiles.tile_px, self.tiles.xy_px, self.tiles.weight)
                 work.append(pool.submit(geojson.write_tiles, *outlines))
-            seen = viewer is not None and self.slide is not None and viewer(self.slide, folder, self.case_id)
+            looked = self.slide if self.slide is not None and self.slide.source is not None else None  # there are pixels to walk about in
+            seen = viewer is not None and looked is not None and viewer(looked, folder, self.case_id)
             (folder / "report.html").write_text(report.with_viewer(self.html) if seen else self.html, encoding="utf-8")
             for written in work:
                 written.result()
@@ -123,10 +123,10 @@ def _flat(slide: SlideView) -> Volume:
     return _slice(slide.attention, slide.mm_per_px, 0.0)
 
 
-def _by_tile(slide: SlideView, source: SlideSource) -> Volume:
+def _by_tile(slide: SlideView, tiles: TileAttention) -> Volume:
     """The attention with one pixel for each tile, in the frame of `_flat`: 0 mm is the middle of the thumbnail's first pixel."""
-    mm = source.mpp / 1000
-    return _slice(source.by_tile, source.step_px * mm, slide.tile_px * mm / 2 - slide.mm_per_px / 2)
+    mm = tiles.mpp / 1000
+    return _slice(tiles.by_tile, tiles.step_px * mm, tiles.tile_px * mm / 2 - slide.mm_per_px / 2)
 
 
 def _slice(values: Float32[np.ndarray, "h w"], mm_per_px: float, first_mm: float) -> Volume:

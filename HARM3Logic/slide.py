@@ -115,21 +115,28 @@ def tile_grid(slide: Slide, tissue: TissueSettings, tiles: TileSettings, focus: 
         raise BadSlide(
             f"slide {slide.path.name!r} has {slide.mpp:g} µm per pixel; for tiles of {tiles.mpp:g} it must be "
             f"{MAX_ENLARGEMENT * tiles.mpp:g} or less.",
-            "Give a finer scan, or its true µm per pixel with --mpp.",
+            "Give a finer scan, or its true µm per pixel with --mpp." + _doubts(slide),
         )
     mpp = slide.mpp if tiles.mpp is None else tiles.mpp
     size0_px = tiles.size_px * mpp / slide.mpp
     step0_px = (tiles.size_px - tiles.overlap_px) * mpp / slide.mpp
-    found = _find(slide, tissue, focus)
     x, y = (grid_origins(length, size0_px, step0_px) for length in (slide.width_px, slide.height_px))
+    if not (x.size and y.size):
+        raise BadSlide(
+            f"slide {slide.path.name!r} has {slide.width_px} x {slide.height_px} px of {slide.mpp:g} µm, which is less than one tile of "
+            f"{tiles.size_px} px at {mpp:g} µm per pixel.",
+            "Give the whole slide, or its true µm per pixel with --mpp." + _doubts(slide),
+        )
+    found = _find(slide, tissue, focus)
     kept = keep_tiles(found.mask, found.downsample, x, y, size0_px, tiles)
     rows, columns = np.nonzero(kept)
     if not rows.size:
-        share = found.fractions["tissue"]
+        spoilt = (("pen", "blue or green ink"), ("dark", "black"))
+        rest = [f", {100 * share:.2g} % {word}" for kind, word in spoilt if (share := found.fractions[kind]) > 0.001]
         raise NoTissue(
             f"slide {slide.path.name!r} has no tile of {tiles.size_px} px at {mpp:g} µm per pixel with tissue; "
-            f"{100 * share:.2g} % of its {slide.width_px} x {slide.height_px} px is tissue.",
-            "Check the slide, its µm per pixel and the tissue threshold.",
+            f"{100 * found.fractions['tissue']:.2g} % of its {slide.width_px} x {slide.height_px} px is tissue{''.join(rest)}.",
+            "Check the slide, its µm per pixel and the tissue threshold." + _doubts(slide),
             found,
             slide.path,
             slide.mpp,
@@ -138,6 +145,11 @@ def tile_grid(slide: Slide, tissue: TissueSettings, tiles: TileSettings, focus: 
     if tiles.max_tiles is not None:
         xy_px = xy_px[evenly(len(xy_px), tiles.max_tiles)]
     return TileGrid(xy_px, size0_px, mpp, found, int(rows.size), tissue, tiles)
+
+
+def _doubts(slide: Slide) -> str:
+    """What was odd about the slide, behind an advice."""
+    return "".join(f" Beware: {sentence}" for sentence in slide.warnings)
 
 
 _find = tissue  # `tile_grid` has a parameter of this name

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import openslide
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from HARM3Logic.case import file_sha256
 from HARM3Logic.errors import BadSlide
 from HARM3Logic.tissue import block_means, holds_ycbcr
 
@@ -30,6 +32,7 @@ MPP_RANGE = (0.05, 20.0)  # µm per pixel a microscope can have
 MANY_FILES = {".dcm", ".vms", ".vmu"}  # one slide is spread over the files of its folder
 PLAIN = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}  # pictures without a pyramid
 PLAIN_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}  # of 8 bits a channel
+ALIKE = 0.01  # share by which the µm per pixel given and those of the file may differ without a word
 PLAIN_PX = 400_000_000  # such a picture is decoded whole; its pixels take 4 bytes each
 WHOLE_PX = 2048  # edge of the blocks in which a level is read whole
 TILE_PX = (192, 1024)  # edges of pyramid tiles that are read one by one
@@ -39,7 +42,7 @@ CACHE_BYTES = 64 << 20  # decoded pixels kept by OpenSlide
 class Slide:
     """An open slide; a context manager. `warnings` says what was mended while reading."""
 
-    def __init__(self, path: Path, handle: openslide.AbstractSlide, mpp: float) -> None:
+    def __init__(self, path: Path, handle: openslide.AbstractSlide, mpp: float, warnings: tuple[str, ...] = ()) -> None:
         self.path = path
         self.mpp = mpp  # µm per level-0 pixel
         self.width_px, self.height_px = handle.dimensions
@@ -53,7 +56,8 @@ class Slide:
         # some DICOM writers store YCbCr and tag it RGB; OpenSlide believes the tag
         self._ycbcr = False
         self._ycbcr = self.vendor == "dicom" and holds_ycbcr(self.thumbnail(256))
-        self.warnings = (f"slide {path.name!r} calls its YCbCr pixels RGB; they were converted.",) if self._ycbcr else ()
+        mended = ("its file calls YCbCr pixels RGB; they were converted.",) if self._ycbcr else ()
+        self.warnings = (*warnings, *mended)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
@@ -73,7 +77,9 @@ class Slide:
         handle = _open(path)
         try:
             handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
-            return cls(path, handle, mpp if mpp is not None else _mpp(path, handle.properties))
+            if mpp is None:
+                return cls(path, handle, _mpp(path, handle.properties))
+            return cls(path, handle, mpp, _contradiction(handle.properties, mpp))
         except BaseException:
             handle.close()
             raise
@@ -113,7 +119,7 @@ class Slide:
         if self.path.suffix.lower() == ".mrxs":  # its pixels lie in the folder of the same name
             files += [f for f in self.path.with_suffix("").rglob("*") if f.is_file()]
         try:
-            hashes = [_file_sha256(f) for f in sorted(files)]
+            hashes = [file_sha256(f) for f in sorted(files)]
         except OSError as error:
             raise BadSlide(f"slide {str(self.path)!r} cannot be read ({error.strerror}).", "Check the file.") from error
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -141,9 +147,7 @@ class Slide:
             with self._reading():
                 picture = self._handle.read_region((x_px, y_px), level, (width, height))
         except openslide.OpenSlideError as error:
-            raise BadSlide(
-                f"slide {str(self.path)!r} is damaged; its pixels cannot be read ({error}).", "Copy or export it again."
-            ) from error
+            raise _unreadable(self.path, error, "its pixels cannot be read") from error
         if self._ycbcr:
             *channels, alpha = picture.split()
             picture = Image.merge("YCbCr", channels).convert("RGBA")
@@ -201,13 +205,24 @@ def _open(path: Path) -> openslide.AbstractSlide:
                 handle.close()
                 raise BadSlide(f"folder {str(path)!r} holds several slides; one is wanted.", "Give the file of one of them.")
     except openslide.OpenSlideError as error:
-        raise BadSlide(f"slide {str(path)!r} is damaged; it cannot be opened ({error}).", "Copy or export it again.") from error
+        raise _unreadable(path, error, "it cannot be opened") from error
     return handle
+
+
+def _unreadable(path: Path, error: openslide.OpenSlideError, what: str) -> BadSlide:
+    if re.search("unsupported|can not handle", str(error), re.IGNORECASE):  # the words of OpenSlide and of libtiff
+        advice = "Convert it into a pyramidal TIFF of 8-bit colour (vips tiffsave --tile --pyramid --compression jpeg)."
+        return BadSlide(f"slide {str(path)!r} is stored in a way that OpenSlide cannot read ({error}).", advice)
+    return BadSlide(f"slide {str(path)!r} is damaged; {what} ({error}).", "Copy or export it again.")
 
 
 def _plain(path: Path) -> openslide.ImageSlide:
     """A picture without a pyramid, decoded whole, behind OpenSlide's interface."""
-    if path.suffix.lower() not in PLAIN or path.is_dir():
+    if path.is_dir():
+        raise BadSlide(
+            f"folder {str(path)!r} holds no slide.", "Give a slide's file, or the folder that holds the files of one DICOM slide."
+        )
+    if path.suffix.lower() not in PLAIN:
         raise BadSlide(
             f"{str(path)!r} is not a slide OpenSlide can read, or is cut short.",
             "Give a whole SVS, NDPI, MRXS, pyramidal TIFF or DICOM slide; copy it again if its copy was interrupted.",
@@ -222,8 +237,14 @@ def _plain(path: Path) -> openslide.ImageSlide:
                 )
             if picture.mode not in PLAIN_MODES:
                 raise BadSlide(f"picture {path.name!r} has pixels of kind {picture.mode!r}; 8-bit colour is wanted.", "Convert it.")
-            flat = picture.convert("RGBA")
-            return openslide.ImageSlide(Image.alpha_composite(Image.new("RGBA", flat.size, "white"), flat).convert("RGB"))
+            if picture.has_transparency_data:
+                clear = picture.convert("RGBA")
+                flat = Image.new("RGB", clear.size, "white")
+                flat.paste(clear, mask=clear.getchannel("A"))
+            else:
+                flat = picture if picture.mode == "RGB" else picture.convert("RGB")  # no copy of what may take a gigabyte
+                flat.load()
+            return openslide.ImageSlide(flat)
     except UnidentifiedImageError:
         raise BadSlide(f"{str(path)!r} is neither a slide nor a picture, or is cut short.", "Check the file, or copy it again.") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's answers to damaged files
@@ -242,15 +263,30 @@ def _block_px(properties: Mapping[str, str], level: int) -> tuple[int, int]:
     return width, height
 
 
-def _mpp(path: Path, properties: Mapping[str, str]) -> float:
+def _said(properties: Mapping[str, str]) -> tuple[float, float]:
+    """µm per pixel in x and y as the file says; not a number where it does not."""
     texts = [properties.get(key) for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
-    advice = "Give it with --mpp or the column slide_mpp."
     try:
         x, y = (float(text or "nan") for text in texts)
     except ValueError:
-        x = y = math.nan
+        return math.nan, math.nan
+    return x, y
+
+
+def _contradiction(properties: Mapping[str, str], given: float) -> tuple[str, ...]:
+    """A warning where µm per pixel that a microscope can have are replaced by others."""
+    said = max(_said(properties))
+    if not MPP_RANGE[0] <= said <= MPP_RANGE[1] or abs(given / said - 1) <= ALIKE:
+        return ()
+    return (f"its file says {said:.4g} µm per pixel; the {given:.4g} that was given is taken instead.",)
+
+
+def _mpp(path: Path, properties: Mapping[str, str]) -> float:
+    advice = "Give it with --mpp or the column slide_mpp."
+    x, y = _said(properties)
     if math.isnan(x) or math.isnan(y):
-        raise BadSlide(f"slide {path.name!r} does not say its µm per pixel; sizes cannot be guessed.", advice)
+        what = f"slide {path.name!r}" if properties else f"picture {path.name!r} is no scanner's slide and"
+        raise BadSlide(f"{what} does not say its µm per pixel; sizes cannot be guessed.", advice)
     if not all(MPP_RANGE[0] <= v <= MPP_RANGE[1] for v in (x, y)):
         raise BadSlide(f"slide {path.name!r} says {x:g} x {y:g} µm per pixel; {_range()} is wanted.", advice)
     if abs(x - y) > 0.1 * (x + y) / 2:
@@ -260,11 +296,3 @@ def _mpp(path: Path, properties: Mapping[str, str]) -> float:
 
 def _range() -> str:
     return f"{MPP_RANGE[0]:g} to {MPP_RANGE[1]:g}"
-
-
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

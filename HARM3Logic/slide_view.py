@@ -18,13 +18,19 @@ FADE = 0.5  # of the slide towards white under the attention, whose colours woul
 
 @dataclass(frozen=True)
 class TileView:
-    """A tile of the slide; x_px, y_px is its upper left corner on level 0, `weight` its share of the slide's attention."""
+    """A tile of the slide.
+
+    Args:
+        x_px, y_px: its upper left corner on level 0.
+        weight: its share of the slide's attention.
+        image: None where the slide itself is not at hand.
+    """
 
     rank: int
     x_px: int
     y_px: int
     weight: float
-    image: UInt8[np.ndarray, "S S 3"]
+    image: UInt8[np.ndarray, "S S 3"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +41,15 @@ class TileAttention:
         xy_px: upper left corners on level 0.
         weight: share of the attention of all slides of the case.
         tile_px: edge of a tile on level 0.
+        by_tile: as in `SlideSource`; likewise `step_px`, `mpp`.
     """
 
     xy_px: Int64[np.ndarray, "N 2"]
     weight: Float32[np.ndarray, " N"]
     tile_px: float
+    by_tile: Float32[np.ndarray, "rows columns"]
+    step_px: float
+    mpp: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +74,7 @@ class SlideSource:
 
 @dataclass(frozen=True)
 class SlideView:
-    """The slide as a picture with what the model attended to.
+    """The slide as a picture with what the model attended to; its tiles alone, in grey, where the slide itself is not at hand.
 
     Args:
         attention: 0 to 1, relative to the highest tile; 0 where there is no tile.
@@ -119,9 +129,10 @@ def drawn(view: SlideView) -> dict[str, Any]:
         "width": width,
         "height": height,
         "image": picture(view.picture),
+        "pixels": all(tile.image is not None for tile in view.tiles),
         "bar_mm": bar_mm,
         "bar": bar_mm / view.mm_per_px,
         "tile": view.tile_px * scale,
         "tile_um": view.tile_px * scale * view.mm_per_px * 1000,
-        "tiles": [(tile, tile.x_px * scale, tile.y_px * scale, picture(tile.image)) for tile in view.tiles],
+        "tiles": [(tile, tile.x_px * scale, tile.y_px * scale, "" if tile.image is None else picture(tile.image)) for tile in view.tiles],
     }

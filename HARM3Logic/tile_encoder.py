@@ -8,7 +8,6 @@ makers gave; or, where the user asks for it, a foreign program.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from HARM3Logic import foreign_encoder
+from HARM3Logic.case import file_sha256
 from HARM3Logic.device import Precision, best_precision
 from HARM3Logic.encoder_weights import build, read_entry, read_weights, renamed, save_encoder
 from HARM3Logic.encoders import KNOWN, EncoderEntry, Known, Pooling
@@ -103,9 +103,9 @@ class TileEncoder:
             path = found or path
         if path.suffix in foreign_encoder.SUFFIXES:
             entry, model = foreign_encoder.load(path, run_foreign_code)
-            return cls(entry, model, _file_sha256(path), device, "float32")
+            return cls(entry, model, file_sha256(path), device, "float32")
         entry = read_entry(path)
-        return cls(entry, build(entry, read_weights(path), str(path)), _file_sha256(path), device, _chosen(precision, device))
+        return cls(entry, build(entry, read_weights(path), str(path)), file_sha256(path), device, _chosen(precision, device))
 
     @classmethod
     def _known(cls, known: Known, path: Path | None, device: str, precision: Precision | Literal["auto"]) -> TileEncoder:
@@ -117,7 +117,7 @@ class TileEncoder:
                 f"folder that the environment variable {FOLDER} names.",
             )
         model = build(entry, renamed(read_weights(path), known.names), str(path))
-        return cls(entry, model, _file_sha256(path), device, _chosen(precision, device))
+        return cls(entry, model, file_sha256(path), device, _chosen(precision, device))
 
     def encode(self, tiles: UInt8[np.ndarray, "n S S 3"], batch: int | None = None) -> Float32[np.ndarray, "n F"]:
         """The features of tiles; those of a tile do not depend on how many follow, for the last batch is filled up.
@@ -254,11 +254,3 @@ def _found(name: str) -> Path | None:
 
 def _chosen(precision: Precision | Literal["auto"], device: str) -> Precision:
     return best_precision(device) if precision == "auto" else precision
-
-
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -42,8 +42,8 @@ class Cut:
     """How tiles are cut from a level: as its own pixels, or exactly where they lie, between its pixels too.
 
     Args:
-        edge: of a tile, in pixels of `level`; `size_px` where its pixels are taken as they are, else not whole.
-        last: column and row where the last tile of whole pixels begins.
+        edge: of a tile, in pixels of `level`; not whole.
+        level_px: width and height of `level`; not whole.
     """
 
     slide: Slide
@@ -52,30 +52,33 @@ class Cut:
     edge: float
     size_px: int
     block_px: tuple[int, int]
-    last: tuple[int, int]
+    level_px: tuple[float, float]
 
     @classmethod
     def of(cls, slide: Slide, size0_px: float, size_px: int) -> Cut:
         level = slide.best_level(size0_px / size_px)
         downsample = slide.level_downsamples[level]
-        edge = size0_px / downsample
-        if abs(edge / size_px - 1) <= NATIVE:
-            edge = size_px
-        last_x, last_y = (max(0, math.floor(length / downsample) - size_px) for length in (slide.width_px, slide.height_px))
-        return cls(slide, level, downsample, edge, size_px, slide.block_px(level), (last_x, last_y))
+        level_px = (slide.width_px / downsample, slide.height_px / downsample)
+        return cls(slide, level, downsample, size0_px / downsample, size_px, slide.block_px(level), level_px)
 
     @property
     def native(self) -> bool:
-        return self.edge == self.size_px
+        """Its pixels are taken as they are."""
+        return abs(self.edge / self.size_px - 1) <= NATIVE
 
     def box(self, x_px: int, y_px: int) -> tuple[int, int, int, int]:
         """Left, top, right and lower edge, in whole pixels of the level, of all that a tile needs."""
         x, y = x_px / self.downsample, y_px / self.downsample
         if self.native:
-            left, top = (min(math.floor(v + 0.5), most) for v, most in zip((x, y), self.last, strict=True))
+            left, top = (self._begin(v, length) for v, length in zip((x, y), self.level_px, strict=True))
             return left, top, left + self.size_px, top + self.size_px
         right, lower = (math.ceil(v + self.edge - 1e-6) for v in (x, y))
         return math.floor(x + 1e-6), math.floor(y + 1e-6), right, lower
+
+    def _begin(self, v: float, length: float) -> int:
+        """Where whole pixels begin: those of a tile that lies within the level stay within, those of one that hangs over do not move."""
+        begin = math.floor(v + 0.5)
+        return begin if v + self.edge > length + 1e-6 else min(begin, max(0, math.floor(length) - self.size_px))
 
     def blocks(self, box: tuple[int, int, int, int]) -> list[Block]:
         wide, high = self.block_px

@@ -75,6 +75,16 @@ class TileGrid:
     tissue_settings: TissueSettings
     tile_settings: TileSettings
 
+    @property
+    def step0_px(self) -> float:
+        """From a tile to its neighbour in level-0 pixels; below the tile's edge where tiles overlap."""
+        return self.size0_px * (self.tile_settings.size_px - self.tile_settings.overlap_px) / self.tile_settings.size_px
+
+    @property
+    def slide_mpp(self) -> float:
+        """µm per level-0 pixel."""
+        return self.mpp * self.tile_settings.size_px / self.size0_px
+
 
 def grid_origins(length_px: int, size0_px: float, step0_px: float) -> Int64[np.ndarray, " n"]:
     """Where the complete tiles of one axis begin; each is the nearest pixel to a true multiple, so nothing drifts."""
@@ -116,6 +126,25 @@ def evenly(count: int, most: int) -> Int64[np.ndarray, " n"]:
     if count <= most:
         return np.arange(count, dtype=np.int64)
     return (2 * np.arange(most, dtype=np.int64) + 1) * count // (2 * most)
+
+
+def by_place(
+    weights: Float[np.ndarray, " N"], grid: TileGrid, slide_size_px: tuple[int, int] | None = None
+) -> Float32[np.ndarray, "rows columns"]:
+    """The value of each tile, one pixel for each place of the slide's one grid; 0 where there is no tile or it is not finite.
+
+    Of tiles on grids of their own, as in files of CLAM, several may be nearest to one place: the highest value counts.
+
+    Args:
+        slide_size_px: width and height of level 0; None ends with the last tile.
+    """
+    column, row = np.rint(grid.xy_px / grid.step0_px).astype(int).T
+    columns, rows = int(column.max()) + 1, int(row.max()) + 1
+    if slide_size_px is not None:
+        columns, rows = (len(grid_origins(length, grid.size0_px, grid.step0_px)) for length in slide_size_px)
+    values = np.zeros((rows, columns), np.float32)
+    np.maximum.at(values, (row, column), np.where(np.isfinite(weights), weights, 0).astype(np.float32))
+    return values
 
 
 def paint(

@@ -30,7 +30,7 @@ from HARM3Logic.picture import GREEN, picture
 from HARM3Logic.slide import Slide
 from HARM3Logic.slide_view import FADE, SlideSource, SlideView, attention_table, levels
 from HARM3Logic.tile_reader import read_tile, reader_count
-from HARM3Logic.tiles import TileGrid, grid_origins
+from HARM3Logic.tiles import TileGrid, by_place
 
 EDGE = 512  # of a square, pixels
 FINEST_MPP = 0.5  # what the tiles of a model have; more is only for the pathologist's own viewer
@@ -193,13 +193,8 @@ def source_of(slide: Slide, grid: TileGrid, attention: Float[np.ndarray, " N"]) 
     Args:
         attention: of the grid's tiles, 0 to 1 relative to the highest; 0 is taken where it is not finite.
     """
-    settings = grid.tile_settings
-    step_px = grid.size0_px * (settings.size_px - settings.overlap_px) / settings.size_px
-    columns, rows = (len(grid_origins(length, grid.size0_px, step_px)) for length in (slide.width_px, slide.height_px))
-    by_tile = np.zeros((rows, columns), np.float32)
-    column, row = np.rint(grid.xy_px / step_px).astype(int).T
-    by_tile[row, column] = np.where(np.isfinite(attention), attention, 0)
-    return SlideSource(slide.path, slide.mpp, by_tile, step_px, grid.tissue.mask, grid.tissue.downsample)
+    by_tile = by_place(attention, grid, (slide.width_px, slide.height_px))
+    return SlideSource(slide.path, slide.mpp, by_tile, grid.step0_px, grid.tissue.mask, grid.tissue.downsample)
 
 
 def installed() -> bool:
@@ -258,6 +253,7 @@ def _described(view: SlideView, source: SlideSource, made: Pyramid) -> dict[str,
                 "image": picture(tile.image),
             }
             for tile in view.tiles
+            if tile.image is not None
         ],
         "attention": {
             "image": picture(levels(source.by_tile), attention_table()),

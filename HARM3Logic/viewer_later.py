@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 
 from HARM3Logic import report
-from HARM3Logic.case import Case, write_text
+from HARM3Logic.case import Case, holds_features, write_text
 from HARM3Logic.errors import BadOption, BadSlide, MissingInput
-from HARM3Logic.feature_slide import holds_features
 from HARM3Logic.slide import Slide, reader_count, tile_grid
 from HARM3Logic.slide_view import SlideView, TileView
 from HARM3Logic.tile_reader import read_tile

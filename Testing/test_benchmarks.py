@@ -36,3 +36,12 @@ def test_every_way_of_reading_a_slide_is_measured_and_gives_the_same_features(
     assert np.load(tmp_path / "ours.npy").shape == (6, 12)
     slides.report(found, slides.cosine(tmp_path))
     assert "equal bit for bit" in capsys.readouterr().out
+
+
+def test_a_folder_of_dicom_files_is_measured_too(slides: Any, tmp_path: Path, data: Path) -> None:
+    encoder = save_tiny(tmp_path / "tiny.safetensors")
+    asked = argparse.Namespace(
+        slide=data / "data/slides/cmu1_small_region_dicom", encoder=str(encoder), mpp=None, tiles=4, device="cpu", precision="float32",
+        repeats=1, mode="naive", features=tmp_path / "naive.npy",
+    )  # fmt: skip
+    assert slides.measure(asked)["tiles"] == 4 and np.load(tmp_path / "naive.npy").shape == (4, 12)

@@ -11,10 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from PIL import Image
 
 from HARM3Logic import checkpoint, feature_slide
 from HARM3Logic.__main__ import main
+from HARM3Logic.assemble import _tiles_alone
 from HARM3Logic.case import Case
 from HARM3Logic.cohort import read_cohort, write_cohort
 from HARM3Logic.errors import BadCohort, BadSlide
@@ -26,7 +29,8 @@ from HARM3Logic.prediction import SLIDE_FILES, TILE_FILES
 from HARM3Logic.prepare import prepare
 from HARM3Logic.slide import Slide, tile_grid
 from HARM3Logic.tile_encoder import TileEncoder
-from HARM3Logic.tiles import TileSettings
+from HARM3Logic.tiles import TileGrid, TileSettings, by_place
+from HARM3Logic.tissue import Tissue, TissueSettings
 from Training import cache
 
 ENCODER = EncoderName("uni", "a" * 64, 6)
@@ -162,7 +166,7 @@ def test_prepared_is_the_same_as_from_the_slide(case: Case, instead: Case, encod
     assert "slide_features" in [code for code, _ in file.warnings]
 
 
-def test_the_answer_is_the_same_and_says_why_there_is_no_picture(
+def test_the_answer_is_the_same_and_shows_the_tiles_where_they_lie(
     case: Case, instead: Case, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slide = Predictor(tiny_checkpoint, "cpu")(case)
@@ -187,16 +191,40 @@ def test_the_answer_is_the_same_and_says_why_there_is_no_picture(
     )
     said = json.loads((tmp_path / "file" / "prediction.json").read_text())
     assert said["logit"] == pytest.approx(slide.values["logit"], abs=1e-5) and said["tiles"] == slide.values["tiles"]
-    assert said["slide"] is None and any(w["code"] == "slide_features" and "no picture" in w["message"] for w in said["warnings"])
+    assert any(w["code"] == "slide_features" and "no picture" in w["message"] for w in said["warnings"])
     assert said["quality"][0]["tissue_mm2"] is None and said["quality"][0]["pen"] == pytest.approx(
         slide.values["quality"][0]["pen"], abs=1e-5
     )
     names = {path.name for path in (tmp_path / "file").iterdir()}
-    assert not names & {*SLIDE_FILES, *TILE_FILES, "slide.html"} - {"tiles.geojson"}
+    assert names >= {*SLIDE_FILES, *TILE_FILES} and "slide.html" not in names
+    maps = [sitk.ReadImage(str(tmp_path / name / "slide_attention_tiles.nrrd")) for name in ("file", "slide")]
+    own, seen = (sitk.GetArrayFromImage(each)[0] for each in maps)
+    rows, columns = own.shape  # up to the last tile, where the slide's goes on to its edge
+    np.testing.assert_allclose(own, seen[:rows, :columns], atol=1e-5)
+    assert own.sum() == pytest.approx(seen.sum(), rel=1e-4)
+    assert maps[0].GetSpacing() == pytest.approx(maps[1].GetSpacing(), rel=1e-4)
+    small = np.asarray(Image.open(tmp_path / "file" / "slide_thumbnail.png").convert("RGB"))
+    for tile in said["tiles"]:
+        place = said["slide"]
+        x, y = ((tile[key] + place["tile_px"] / 2) * small.shape[1] / place["size_px"][0] for key in ("x_px", "y_px"))
+        assert small[int(y), int(x)].tolist() == [200, 200, 200]
     outlines = [json.loads((tmp_path / name / "tiles.geojson").read_text())["features"] for name in ("slide", "file")]
     assert outlines[0] == outlines[1] and len(outlines[0]) > 8
     page = (tmp_path / "file" / "report.html").read_text(encoding="utf-8")
-    assert 'id="tiles"' in page and "was not opened" in page and f"{said['tiles'][0]['x_px']:,}" in page
+    assert 'id="tiles"' in page and 'id="unopened"' in page and f"{said['tiles'][0]['x_px']:,}" in page
+    assert 'aria-label="slide with attention"' in page and page.count("<img") == 0
+    assert 'id="unopened"' not in (tmp_path / "slide" / "report.html").read_text(encoding="utf-8")
+
+
+def test_tiles_alone_are_grey_where_they_lie_and_white_between() -> None:
+    xy_px = np.array([[0, 0], [896, 0], [448, 448]])
+    grid = TileGrid(xy_px, 448.0, 0.5, Tissue(np.zeros((0, 0), bool), 1.0, {}), 3, TissueSettings(), TileSettings())
+    ranked = [{"rank": 1, "x_px": 448, "y_px": 448, "weight": 0.5}]
+    view = _tiles_alone(grid, by_place(np.array([0, 0.5, 1]), grid), ranked)
+    assert view.size_px == (1344, 896) and view.thumbnail.shape == (682, 1023, 3) and view.mm_per_px == pytest.approx(1344 * 0.25e-3 / 1023)
+    assert view.thumbnail[170, ::341].tolist() == [[200] * 3, [255] * 3, [200] * 3] and view.thumbnail[340, 341].tolist() == [255] * 3
+    assert view.attention[340:342, 682].tolist() == [0.5, 0] and view.attention[341, 341:683:341].tolist() == [1, 0]
+    assert view.tiles[0].image is None and view.source is None
 
 
 def test_a_cohort_of_feature_files_needs_no_encoder(

@@ -1,5 +1,6 @@
 """A prediction as files: what is written, where it lies and what it says of absent inputs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import read_cohort
-from HARM3Logic.errors import BadOption
+from HARM3Logic.errors import BadOption, MissingInput
 from HARM3Logic.predict import Predictor, decide
 from HARM3Logic.prediction import SLIDE_FILES, TILE_FILES
 from HARM3Logic.prepare import prepare
@@ -31,6 +32,15 @@ def written(predictor, case, tmp_path_factory):
     prediction = predictor(case)
     prediction.write(out)
     return prediction, out
+
+
+def test_a_case_without_a_volume_that_is_read_is_told_which(predictor, case, monkeypatch):
+    """The model reads T1 and the slide; the case has T2 and the slide."""
+    made = predictor.checkpoint
+    card = dataclasses.replace(made.card, inputs=("t1_pre", "t1_post", "slide"))
+    monkeypatch.setattr(predictor, "checkpoint", dataclasses.replace(made, card=card))
+    with pytest.raises(MissingInput, match="no MRI volume that .* at least one of t1_pre, t1_post is wanted"):
+        predictor(case.without(["t1_pre", "t1_post"]))
 
 
 def test_heatmaps_lie_on_the_grids_of_their_inputs(written, case):

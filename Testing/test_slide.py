@@ -128,7 +128,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.svs").write_text("no slide")
     with pytest.raises(BadSlide, match=r"text\.svs.*not a slide"):
         Slide.open(tmp_path / "text.svs")
-    with pytest.raises(BadSlide, match="not a slide"):
+    with pytest.raises(BadSlide, match="holds no slide"):
         Slide.open(tmp_path)
 
 
@@ -425,10 +425,12 @@ def test_pixels_of_nearly_the_wanted_size_are_taken_as_they_are(tmp_path: Path, 
     picture = np.random.default_rng(0).integers(0, 256, (260, 300, 3), np.uint8)
     with Slide.open(write_slide(tmp_path / "p.tif", picture), mpp=0.5) as slide:
         middle = tile_reader.read_tile(slide, 17, 31, 224 * miss, 224)
-        at_edge = tile_reader.read_tile(slide, 77, 0, 224 * miss, 224)  # one column too far for a narrow tile of whole pixels
+        at_edge = tile_reader.read_tile(slide, 77, 0, 224 * miss, 224)  # one column too far for whole pixels
+        over = tile_reader.read_tile(slide, 256, 128, 256 * miss, 256)
         coarser = tile_reader.read_tile(slide, 17, 31, 224 * 1.02, 224)
     assert np.array_equal(middle, picture[31:255, 17:241])
-    assert np.array_equal(at_edge, picture[:224, 76:])
+    assert np.array_equal(at_edge, picture[:224, 76:]) == (77 + 224 * miss <= 300)  # a tile that lies within the slide stays within
+    assert np.array_equal(over[:132, :44], picture[128:, 256:])  # one that hangs over does not move
     assert not np.array_equal(coarser, middle)
 
 

@@ -21,8 +21,9 @@ from HARM3Logic.bag import shares
 from HARM3Logic.errors import BadOption, BadSlide
 from HARM3Logic.predict import keeping_mask
 from HARM3Logic.prediction import Prediction
-from HARM3Logic.slide import Slide, TileSettings, TissueSettings, read_tiles, tile_grid
-from HARM3Logic.slide_view import SlideView, TileView
+from HARM3Logic.slide import Slide, TileGrid, TileSettings, Tissue, TissueSettings, read_tiles, tile_grid
+from HARM3Logic.slide_view import SlideView, TileAttention, TileView
+from HARM3Logic.tiles import by_place
 from HARM3Logic.viewer import source_of
 
 PINK, GLASS = (200, 120, 170), (243, 243, 243)
@@ -210,7 +211,12 @@ def test_a_case_cannot_become_markup(written: tuple[Path, Path, SlideView], tmp_
 
 def made_prediction(view: SlideView) -> Prediction:
     tiles = [{"rank": t.rank, "x_px": t.x_px, "y_px": t.y_px, "weight": t.weight} for t in view.tiles]
-    return Prediction({"case_id": "HN-017", "tiles": tiles}, {}, {}, view, 'report <!--viewer <a href="slide.html">x</a> viewer-->')
+    source, xy_px = view.source, np.array([(t.x_px, t.y_px) for t in view.tiles])
+    assert source is not None
+    weight = np.array([t.weight for t in view.tiles], np.float32)
+    everywhere = TileAttention(xy_px, weight, view.tile_px, source.by_tile, source.step_px, source.mpp)
+    page = 'report <!--viewer <a href="slide.html">x</a> viewer-->'
+    return Prediction({"case_id": "HN-017", "tiles": tiles}, {}, {}, view, page, everywhere)
 
 
 def test_the_viewer_belongs_to_the_prediction_beside_it(written: tuple[Path, Path, SlideView], tmp_path: Path) -> None:
@@ -251,6 +257,14 @@ def test_overlapping_tiles_have_a_pixel_each(tmp_path: Path) -> None:
     assert made.step_px == 124 and np.count_nonzero(made.by_tile) == len(grid.xy_px)
     x, y = grid.xy_px[7]
     assert made.by_tile[round(y / 124), round(x / 124)] == pytest.approx(np.linspace(0.1, 1, len(grid.xy_px))[7])
+
+
+def test_tiles_on_a_grid_of_their_own_count_at_the_place_nearest_to_them() -> None:
+    xy_px = np.array([[0, 0], [232, 2], [250, 0], [480, 440]])  # as CLAM's contours have them; the second and third are near one place
+    grid = TileGrid(xy_px, 224.0, 0.5, Tissue(np.zeros((0, 0), bool), 1.0, {}), 4, TissueSettings(), TileSettings())
+    wanted = [[0.25, 1, 0], [0, 0, 0], [0, 0, 0.75]]
+    assert by_place(np.array([0.25, 0.5, 1, 0.75]), grid).tolist() == wanted
+    assert by_place(np.array([0.25, 1, np.nan, 0.75]), grid, (672, 900)).tolist() == [*wanted, [0, 0, 0]]
 
 
 def test_where_no_tissue_is_found_a_picture_is_left(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     def naive() -> np.ndarray:
         import openslide
 
-        handle = openslide.open_slide(str(slide.path))
+        files = [slide.path] if slide.path.is_file() else sorted(slide.path.iterdir())  # a DICOM slide is opened by one of its files
+        handle = openslide.open_slide(next((file for file in files if openslide.OpenSlide.detect_format(file)), slide.path))
         level = handle.get_best_level_for_downsample(1.01 * grid.size0_px / size)
         edge = round(grid.size0_px / handle.level_downsamples[level])
         out, held = [], []
