@@ -1,4 +1,4 @@
-# Everything runs in .venv; the first call makes it (about 3 GB, most of it torch).
+# Everything runs in .venv; the first call makes it (about 8 GB, most of it torch).
 PYTHON ?= python3
 CASES ?= 1060
 GIST_CASES ?= 400

@@ -23,17 +23,17 @@ from pathlib import Path
 import numpy as np
 
 from HARM3Logic import volume
-from HARM3Logic.case import MASKS, MRI, SEQUENCES, Case
+from HARM3Logic.case import MASKS, MRI, SEQUENCES, Case, holds_features
 from HARM3Logic.cohort import scan_cohort
 from HARM3Logic.cohort_rules import Problem, error, summary, table_problems, warning
 from HARM3Logic.errors import BadCohort, BadVolume, HARM3Error
 from HARM3Logic.feature_file import load
-from HARM3Logic.feature_slide import holds_features
 from HARM3Logic.grid import Grid
 from HARM3Logic.registration import one_thread
 from HARM3Logic.slide import Slide, tile_grid
 from HARM3Logic.tiles import TileSettings
 from HARM3Logic.tissue import TissueSettings
+from HARM3Logic.volume_quality import quality
 
 MOST_WORKERS = 8
 
@@ -173,7 +173,7 @@ def _look_at_volume(case: Case, name: str, path: Path, grids: dict[str, Grid], p
         if name in MASKS:
             return
         with one_thread:  # the processes fill the cores
-            for code, sentence in volume.quality(volume.canonical(read)):
+            for code, sentence in quality(volume.canonical(read)):
                 yield warning(case.case_id, name, code, f"{name}: {sentence}", "Look at it in Slicer.")
     except HARM3Error as fault:
         yield error(case.case_id, name, fault.code, f"{name}: {fault.message}", fault.advice)

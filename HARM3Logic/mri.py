@@ -21,6 +21,7 @@ from HARM3Logic.case import SEQUENCES, TIMEPOINTS, Case
 from HARM3Logic.errors import BadVolume
 from HARM3Logic.preprocessing import OnEvent, Preprocessing
 from HARM3Logic.volume import Grid, Registration, Volume
+from HARM3Logic.volume_quality import quality
 
 Warnings = list[tuple[str, str]]  # code, sentence
 
@@ -108,7 +109,7 @@ def turn(name: str, read: Volume, settings: Preprocessing) -> tuple[Image, Warni
     with _about(name):
         turned = volume.canonical(read)
         body = volume.body_mask(turned)
-        warnings = [(code, f"{name}: {sentence}") for code, sentence in volume.quality(turned, body)]
+        warnings = [(code, f"{name}: {sentence}") for code, sentence in quality(turned, body)]
         if settings.bias_correction:
             turned = volume.correct_bias(turned, body)
         return Image(read.grid, turned, body), warnings

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from HARM3Logic import bag, checkpoint
 from HARM3Logic.assemble import assemble, decide
 from HARM3Logic.batch import Prepared, collate
-from HARM3Logic.case import Case
+from HARM3Logic.case import MRI, Case
 from HARM3Logic.device import Precision, best_precision, choose
 from HARM3Logic.errors import BadSlide, MissingInput, OutOfMemory
 from HARM3Logic.explain import Explanation, explain
@@ -81,6 +81,12 @@ class Predictor:
             raise MissingInput(
                 f"case {case.case_id!r} has no {needed[0]}; {card.model} needs {', '.join(card.config['needs'])}.",
                 f"Load {needed[0]} or choose a checkpoint trained without it.",
+            )
+        volumes = [name for name in card.inputs if name in MRI]
+        if volumes and set(volumes) <= set(absent):
+            raise MissingInput(
+                f"case {case.case_id!r} has no MRI volume that {card.model} reads; at least one of {', '.join(volumes)} is wanted.",
+                "Load one or choose another checkpoint.",
             )
         images: dict[str, Volume] = {}
         prepared = prepare(

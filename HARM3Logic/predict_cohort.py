@@ -169,6 +169,11 @@ def _each(work: Any, todo: Sequence[Case], count: int, setup: tuple[Path, str, b
     with ProcessPoolExecutor(count, get_context("spawn"), _start, (*setup, max(1, (os.cpu_count() or 1) // count))) as pool:
         try:
             yield from pool.map(work, todo)
+        except BrokenProcessPool as error:
+            raise OutOfMemory(
+                f"one of {count} processes that predict was ended by the system, most likely for want of memory.",
+                "Start again with fewer --workers; finished cases are kept.",
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: finish the cases at work, start no other
             raise

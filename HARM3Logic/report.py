@@ -150,7 +150,7 @@ def _panels(view: VolumeView, point: Float[np.ndarray, " 3"] | None) -> list[dic
     if point is not None and view.matrix is not None:
         point = (view.matrix @ [*point, 1])[:3]
     sample = view.image.array.ravel()[:: max(1, view.image.array.size // 200_000)]
-    low, high = view.window or (float(v) for v in np.percentile(sample, (1, 99)))
+    low, high = view.window or (float(v) for v in np.percentile(sample, (1, 99.5)))
     panels = []
     for k in key_slices(heat, point):
         grey = np.clip((image.slices[k] - low) / (high - low or 1.0), 0, 1)

@@ -23,6 +23,7 @@ LAYERS = (
     ("image_file",),
     ("registration",),
     ("volume",),
+    ("volume_quality",),
     ("stack", "geojson"),
     ("picture",),
     ("slide_view",),
@@ -70,7 +71,7 @@ LAYERS = (
     ("predict",),
     ("predict_cohort",),
     ("job",),  # the worker's
-    ("worker", "features_command"),
+    ("worker", "features_command", "predict_command"),
     ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -178,6 +179,19 @@ def test_each_library_has_its_home(library: str) -> None:
 def test_light_modules_load_nothing_heavy(module: str) -> None:
     heavy = "numpy torch scipy SimpleITK openslide timm monai PIL h5py matplotlib jaxtyping safetensors tifffile jinja2 sklearn pandas tqdm"
     code = f"import sys; before = set(sys.modules); import {module}; print(*({set(heavy.split())} & (set(sys.modules) - before)))"
+    asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert asked.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("HARM3Logic.check, HARM3Logic.phantom, HARM3Logic.phantom_gist, HARM3Logic.viewer", "torch"),
+        ("HARM3Logic.predict, HARM3Logic.predict_cohort", "torchvision timm monai matplotlib sklearn"),  # each costs seconds
+    ],
+)
+def test_what_a_command_does_not_use_is_not_loaded(modules: str, absent: str) -> None:
+    code = f"import sys; import {modules}; print(*({set(absent.split())} & set(sys.modules)))"
     asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert asked.stdout.split() == []
 

@@ -103,3 +103,26 @@ def test_the_wheel_holds_the_module() -> None:
     assert {"HARM3Slicer", "HARM3Slicer.HARM3SlicerLib"} <= set(tool["packages"])
     shipped = {path for pattern in tool["package-data"]["HARM3Slicer"] for path in MODULE.glob(pattern)}
     assert {path.relative_to(MODULE).as_posix() for path in shipped} == set(files(MODULE, MODULE, RESOURCES))
+
+
+def tree() -> dict[str, list[str]]:
+    """The modules and folders that the README's tree names in each folder."""
+    drawn = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What is where")[2].split("```")[1]
+    found, folder = dict[str, list[str]](), ""
+    for line in drawn.strip().splitlines():
+        if line.startswith("  "):
+            found[folder] += re.split(r" {2,}", line.strip())[0].split()
+        else:
+            folder = line.split("/")[0]
+            found[folder] = []
+    return found
+
+
+@pytest.mark.parametrize("package", ["HARM3Logic", "Training"])
+def test_the_tree_of_the_readme_is_that_of_the_files(package: str) -> None:
+    there = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
+    there |= {f"{path.parent.name}/" for path in (ROOT / package).glob("*/*") if path.suffix in (".py", ".json")}
+    named = tree()[package]
+    assert sorted(there - set(named)) == [], "not named in the README"
+    assert sorted(set(named) - there) == [], "named in the README, but not there"
+    assert len(named) == len(set(named))

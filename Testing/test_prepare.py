@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import timm
 import torch
-from test_volume import write_dicom
+from bodies import write_dicom
 
 from HARM3Logic import volume
 from HARM3Logic.batch import Prepared

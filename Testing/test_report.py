@@ -1,6 +1,7 @@
 """The report: what is shown where, and what must never be in it."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -325,6 +326,9 @@ def test_numbers_are_for_people():
     text = words(render([make_view("t1_pre")], make_slide(), probability=1.2e-5, interval=[1e-9, 0.9999]))
     assert not re.search(r"\de-\d", text)
     assert "&lt; 1 %" in text and "&gt; 99 %" in text
+    assert "strongest heat 1.00" in words(render([make_view("t1_pre")])) and "strongest heat &lt; 0.01" in words(
+        render([make_view("t2_post")])
+    )
     assert "+12.3" in text and "\u22124.6" in text
     assert report.points(-1.2e-5) == "0.0" and report.percent(0.0) == "0 %" and report.percent(0.00042, 1) == "< 0.1 %"
 
@@ -335,6 +339,14 @@ def test_tiles_are_boxed_where_they_lie_on_the_thumbnail():
     assert [float(v) for v in box.groups()] == [30.0, 10.0, 10.0]  # level 0 is ten times the thumbnail
     assert "A tile is 200" in html  # 10 thumbnail pixels of 0.02 mm
     assert re.search(r"0\.2 mm", html)  # scale bar: the longest nice length up to a fifth of 2 mm
+
+
+@pytest.mark.parametrize(("tile_px", "within"), [(100.0, True), (10.0, False)])
+def test_a_number_stands_within_its_tile_where_there_is_room_and_else_beside_it(tile_px, within):
+    html = render(slide=replace(make_slide(), tile_px=tile_px))
+    left, width = (float(v) for v in re.search(r'<rect class="tile" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', html).groups())
+    number = float(re.search(r'<text x="([\d.]+)"', html)[1])
+    assert (left < number < left + width / 2) if within else number > left + width
 
 
 def test_bars_against_response_lie_left_of_the_middle():

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
-from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck
 from torch import Tensor, nn
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}
@@ -41,6 +40,8 @@ class ResNetTrunk(nn.Module):
     """The convolutional part of a 3D ResNet."""
 
     def __init__(self, config: TrunkConfig) -> None:
+        from monai.networks.nets.resnet import ResNet, ResNetBlock, ResNetBottleneck  # here, for it takes seconds
+
         super().__init__()
         block = ResNetBottleneck if config.depth >= 50 else ResNetBlock
         kernel: Any = 7 if config.stem == "conv" else (3, 7, 7)  # MONAI's annotation forgets that it takes three numbers

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from HARM3Logic.errors import BadCheckpoint
@@ -43,6 +42,8 @@ class ViTConfig:
 
 def block(width: int, heads: int, hidden: int, dropout: float = 0.0) -> nn.Module:
     """Pre-norm self-attention and MLP: (N L E) -> (N L E)."""
+    from timm.models.vision_transformer import Block  # here, for it takes seconds
+
     return Block(width, heads, mlp_ratio=hidden / width, qkv_bias=True, proj_drop=dropout, attn_drop=dropout)
 
 
