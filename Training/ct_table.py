@@ -59,11 +59,14 @@ def planned(labels: Sequence[str]) -> list[tuple[str, str]]:
     return [pair for pair in pairs if set(pair) <= set(labels)]
 
 
-def experiments(size: str, trunk: Path | None, epochs: int | None, schema: Schema | None) -> dict[str, tuple[str, Experiment]]:
+def experiments(
+    size: str, trunk: Path | None, epochs: int | None, schema: Schema | None, folds: int | None = None
+) -> dict[str, tuple[str, Experiment]]:
     """Label to name and recipe; without a trunk the rows from scratch alone."""
     found = {}
     for label, name in names(size).items():
         recipe = shortened(find(name), epochs)
+        recipe = dataclasses.replace(recipe, folds=folds or recipe.folds)
         if schema is not None:
             recipe = start.with_schema(recipe, schema)
         if recipe.lora is not None:
@@ -150,7 +153,7 @@ def run(asked: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
         recipe = pretrain.RECIPES[asked.variant]
         recipe = recipe if asked.epochs is None else dataclasses.replace(recipe, epochs=asked.epochs)
         trunk = pretrain.run(recipe, asked.crops, None, out / "pretrained", [asked.cohort], places[0][0])
-    chosen = experiments(asked.variant, trunk, asked.epochs, read_schema(asked.schema) if asked.schema else None)
+    chosen = experiments(asked.variant, trunk, asked.epochs, read_schema(asked.schema) if asked.schema else None, asked.folds)
     failed = train_all(chosen, asked.cohort, out, places, asked.external, whole=bool(asked.external), costs=False)
     if failed and asked.external:  # all models are named before the locked cases are opened: none can be added later
         raise BadOption(
@@ -177,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(asked: argparse.Namespace) -> int:
-    command.at_least(asked, jobs=1, epochs=1)
+    command.at_least(asked, jobs=1, epochs=1, folds=2)
     results, failed = run(asked)
     for label, reason in failed.items():
         print(f"{label} failed: {reason}", file=sys.stderr)

@@ -66,7 +66,8 @@ def shortened(experiment: Experiment, epochs: int | None) -> Experiment:
         return experiment
     share = epochs / experiment.epochs
     stages = {
-        name: math.ceil(getattr(experiment, name) * share) for name in ("mask_epochs", "decouple_epochs", "frozen_epochs", "patience")
+        name: math.ceil(getattr(experiment, name) * share)
+        for name in ("mask_epochs", "decouple_epochs", "frozen_epochs", "patience", "least_epochs")
     }
     stages["mask_epochs"] = min(stages["mask_epochs"], max(0, epochs - 1))
     stages["decouple_epochs"] = min(stages["decouple_epochs"], max(0, epochs - 1 - stages["mask_epochs"]))  # one epoch learns from labels
@@ -220,7 +221,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the tables")
     parser.add_argument("--methods", nargs="+", default=[], metavar="M", help=f"{', '.join(methods())}, or LABEL=NAME:VARIANT")
     parser.add_argument("--variant", choices=VARIANTS, default=VARIANTS[0], help="sizes and training; equal: all as ours")
-    parser.add_argument("--folds", type=int, help="instead of each method's own five; two judge every case at the least cost")
     command.add_external(parser)
     command.add_table(parser, "methods", "instead of each method's own; its stages shrink alike")
     return command.run(parser, _run, arguments)

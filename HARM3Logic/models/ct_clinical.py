@@ -69,6 +69,7 @@ def compact() -> CTClinicalConfig:
     return CTClinicalConfig(
         trunk=ViTConfig(volume_shape=(16, 48, 48), patch=(4, 8, 8), width=96, heads=4, layers=4, hidden=192),
         width=96,
+        heads=8,
         hidden=192,
         head=32,
     )

@@ -26,11 +26,11 @@ from Training.experiment import Augmentation, Experiment
 from Training.pretrain import RECIPES
 
 FUSIONS: dict[str, tuple[str, ...]] = {"cross": (), "concat": (), "image": ("ct",), "clinical": ("clinical",)}  # and what each needs
-BOTH = Augmentation(shift=(1, 2, 2), scale=0.05, offset=0.05)
+BOTH = Augmentation(shift=(1, 2, 2), scale=0.05, offset=0.05, drop_value=0.2)
 
 SIZES: dict[str, dict[str, Any]] = {
     "paper": {"epochs": 100, "batch_size": 16, "learning_rate": 1e-4, "weight_decay": 1e-2, "patience": 30},
-    "compact": {"epochs": 50, "batch_size": 16, "learning_rate": 1e-3, "weight_decay": 1e-2, "patience": 20, "average": 0.95},
+    "compact": {"epochs": 15, "batch_size": 16, "learning_rate": 1e-3, "weight_decay": 1e-2, "patience": 20, "average": 0.95},
 }
 
 
