@@ -8,7 +8,7 @@ import torch
 
 from HARM3Logic.case import Case
 from HARM3Logic.errors import BadCohort, BadOption
-from Training.folds import Split, folds, whole
+from Training.folds import Split, fewer, folds, whole
 
 
 def cohort(patients: int = 60, each: int = 2, share: float = 0.3, **fields) -> list[Case]:
@@ -39,6 +39,19 @@ def test_a_patient_has_one_role() -> None:
     for split in found:
         check(cases, split)
     assert sorted(k for split in found for k in split.judge) == list(range(len(cases)))  # everyone is judged once
+
+
+def test_a_small_cohort_still_has_both_labels_in_every_part() -> None:
+    cases = cohort(12, each=1, share=0.5)
+    for split in folds(cases, 5, seed=0):
+        check(cases, split)
+        assert all({cases[k].label for k in rows} == {0, 1} for rows in (split.train, split.choose, split.judge))
+
+
+def test_folds_that_leave_too_few_to_train_and_choose_are_refused() -> None:
+    cases = [Case(str(k), {}, label=int(k < 3), fold=0 if k < 2 else 1) for k in range(8)]
+    with pytest.raises(BadCohort, match="a class has 1 patient beside those who judge; one must train and one choose"):
+        folds(cases, 2, seed=0)
 
 
 def test_every_part_has_its_share_of_responders() -> None:
@@ -188,3 +201,17 @@ def test_training_takes_the_number_of_a_fold_and_not_its_place(tmp_path, monkeyp
     assert done == [("fold-7", 7), ("fold-3", 3), ("fold-7", 7)]
     with pytest.raises(BadOption, match="fold 0 does not exist; there are 3, 7"):
         train.run(Experiment("m", None), "x", tmp_path / "c.csv", tmp_path / "run", 0, False, torch.device("cpu"), None)
+
+
+def test_fewer_labels_leave_the_judges_as_they_were() -> None:
+    cases = cohort(200)
+    split = folds(cases, 2, seed=0)[1]
+    small = fewer(split, cases, 40, seed=3)
+    own = patients(cases, small.train) | patients(cases, small.choose)
+    assert small.judge == split.judge and small.number == split.number
+    assert len(own) == 40 and own <= patients(cases, split.train) | patients(cases, split.choose)
+    assert not patients(cases, small.train) & patients(cases, small.choose)
+    assert sum(cases[k].label for k in {*small.train, *small.choose}) == 2 * 12  # 30 % of 40 patients with two cases each
+    assert fewer(split, cases, 40, seed=3) == small != fewer(split, cases, 40, seed=4)
+    with pytest.raises(BadCohort, match="101 patients were asked for to learn from; a fold has 100"):
+        fewer(split, cases, 101, seed=0)

@@ -84,6 +84,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def finish(experiment: Any, name: str, cases: Any, split: Any, out: Path, fabric: Any, on_epoch: Any, taught: Path | None) -> None:
         found.append((cases, split, out, on_epoch, taught))
+        out.mkdir(exist_ok=True)
 
     monkeypatch.setattr(train, "finish", finish)
     return found
@@ -145,6 +146,26 @@ def test_a_folder_of_other_settings_is_refused_but_a_new_setting_has_its_default
         run(tmp_path, Experiment("m", None, augmentation=Augmentation(flip=0.0)))
 
 
+def test_a_start_that_failed_does_not_hold_the_folder(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise BadCohort("a file is missing.", "Mend it.")
+
+    with monkeypatch.context() as within, pytest.raises(BadCohort, match="missing"):
+        within.setattr(train.caching, "build", broken)
+        run(tmp_path)
+    run(tmp_path, Experiment("m", None, epochs=3))  # other settings, and nothing was trained with the first
+    assert json.loads((tmp_path / "experiment.json").read_text())["epochs"] == 3
+    with pytest.raises(BadOption, match=r"other settings \(epochs\)"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_no_process_at_all_is_refused(tmp_path: Path, workers: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["harm3_fusion", "--cohort", str(tmp_path / "c.csv"), "--out", str(tmp_path), "--workers", workers]
+    assert train.main(asked) == 2
+    assert f"--workers is {workers}; 1 or more" in capsys.readouterr().err
+
+
 def test_tensorboard_is_asked_for_and_never_required(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "without")
     for _, _, _, told, _ in done:
@@ -196,3 +217,16 @@ def test_the_zone_is_where_the_threshold_may_lie() -> None:
     label = np.arange(60) % 2
     _, clear = train.calibrate(label, np.where(label == 1, 4.0, -6.0) + rng.normal(0, 0.3, 60))
     assert clear.zone[0] > 0.02, "a case far below every responder is no doubtful one"
+
+
+def test_fewer_labels_seed_folds_and_epochs_can_be_asked_for(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "find", lambda name: Experiment("m", None, epochs=10, mask_epochs=4))
+    asked = ["x", "--cohort", str(tmp_path / "c.csv"), "--out", str(tmp_path), "--device", "cpu"]
+    assert train.main([*asked, "--labels", "20", "--seed", "5", "--folds", "2", "--epochs", "5"]) == 0
+    assert len(done) == 2
+    for cases, split, *_ in done:
+        assert len({cases[k].patient_id or cases[k].case_id for k in (*split.train, *split.choose)}) == 20
+        assert len(split.judge) == len(cases) / 2
+    written = json.loads((tmp_path / "experiment.json").read_text())
+    assert [written[name] for name in ("labels", "seed", "folds", "epochs", "mask_epochs")] == [20, 5, 2, 5, 2]
+    assert train.main([*asked, "--labels", "3"]) == 2

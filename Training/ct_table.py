@@ -31,10 +31,10 @@ from HARM3Logic.prediction import writable
 from Training import command, ct_table_page, evaluate, external, pretrain, side_by_side, start, tables
 from Training.comparison import holm, paired, unpaired
 from Training.ct_table_page import LORA
-from Training.experiment import Experiment, find
+from Training.experiment import Experiment, find, shortened
 from Training.metrics import Estimate
 from Training.runs import Run, read_runs
-from Training.table1 import shortened, train_all
+from Training.table1 import train_all
 
 SIZES = ("compact", "paper")
 FUSIONS = ("clinical", "image", "concat", "cross")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pkgutil import iter_modules
 from typing import Any, Literal
 
@@ -65,6 +66,7 @@ class Experiment:
         positive_weight: factor on a responder's loss; 0 takes the training cases' non-responders per responder.
         balanced_sampler: draw cases with replacement so that both labels come equally often.
         patience: epochs without a better inner-validation loss before stopping; 0 never stops.
+        least_epochs: epochs before which patience ends nothing; the epoch that is kept may still be one of them.
         pretrained: file of a pretrained trunk (Training.pretrain) to start from; empty starts from nothing.
         lora: low-rank updates learn in place of the trunk's weights, which stay as they were pretrained.
     """
@@ -89,6 +91,7 @@ class Experiment:
     decouple_epochs: int = 0
     frozen_epochs: int = 0
     patience: int = 0
+    least_epochs: int = 0
     optimiser: Literal["adam", "adamw", "sgd", "lookahead_radam"] = "adamw"
     decay_at: tuple[int, ...] = ()
     plateau: int = 0
@@ -124,3 +127,17 @@ def find(name: str) -> Experiment:
     if variant not in experiments:
         raise BadOption(f"{module_name} has no variant {variant!r}; it has {', '.join(experiments)}.", "Choose one.")
     return experiments[variant]
+
+
+def shortened(experiment: Experiment, epochs: int | None) -> Experiment:
+    """The same recipe in fewer or more epochs; each of its stages takes the same share of them."""
+    if epochs is None:
+        return experiment
+    share = epochs / experiment.epochs
+    stages = {
+        name: math.ceil(getattr(experiment, name) * share)
+        for name in ("mask_epochs", "decouple_epochs", "frozen_epochs", "patience", "least_epochs")
+    }
+    stages["mask_epochs"] = min(stages["mask_epochs"], max(0, epochs - 1))
+    stages["decouple_epochs"] = min(stages["decouple_epochs"], max(0, epochs - 1 - stages["mask_epochs"]))  # one epoch learns from labels
+    return replace(experiment, epochs=epochs, **stages)

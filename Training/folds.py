@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from HARM3Logic.case import Case
 from HARM3Logic.errors import BadCohort
@@ -75,6 +75,23 @@ def whole(cases: Sequence[Case], seed: int, choose_share: float = 0.15, *, exter
     kept = [cases[k] for k in inside]
     everyone = np.arange(len(kept))
     return _moved(_split(everyone, everyone[:0], _labels(kept), _groups(kept), choose_share, seed), inside, None)
+
+
+def fewer(split: Split, cases: Sequence[Case], patients: int, seed: int, choose_share: float = 0.15) -> Split:
+    """The same judges, but only so many patients who train or choose, both labels in their share: what fewer labels would have taught.
+
+    Raises:
+        BadCohort: there are not so many, or too few of a label among them.
+    """
+    labels, groups = _labels(cases), _groups(cases)
+    rest = np.array(sorted({*split.train, *split.choose}))
+    names, first = np.unique(groups[rest], return_index=True)
+    if not 4 <= patients <= len(names):
+        raise BadCohort(f"{patients} patients were asked for to learn from; a fold has {len(names)}.", f"Ask for 4 to {len(names)}.")
+    if patients < len(names):
+        names, _ = train_test_split(names, train_size=patients, stratify=labels[rest][first], random_state=seed)
+    own = rest[np.isin(groups[rest], names)]
+    return replace(_split(own, np.array(split.judge, dtype=int), labels, groups, choose_share, seed), number=split.number)
 
 
 def _inside(cases: Sequence[Case], external: Iterable[str]) -> tuple[int, ...]:
@@ -151,11 +168,20 @@ def _patients(names: set[str]) -> str:
     return f"patient {shown} has" if len(names) == 1 else f"patients {shown}{more} have"
 
 
+def _fewest(labels: np.ndarray, groups: np.ndarray) -> int:
+    """Patients of the rarer class."""
+    return min(len(set(groups[labels == label])) for label in (0, 1))
+
+
+def _counted(patients: int) -> str:
+    return f"{patients} patient{'' if patients == 1 else 's'}"
+
+
 def _assign(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
-    patients = min((len(set(groups[labels == label])) for label in (0, 1)), default=0)
+    patients = _fewest(labels, groups)
     if patients < count:
         raise BadCohort(
-            f"a class has {patients} patients; {count} folds need at least {count} of each.", "Use fewer folds or more patients."
+            f"a class has {_counted(patients)}; {count} folds need at least {count} of each.", "Use fewer folds or more patients."
         )
     number = np.zeros(len(labels), dtype=int)
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
@@ -165,7 +191,13 @@ def _assign(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np
 
 
 def _split(rest: np.ndarray, judge: np.ndarray, labels: np.ndarray, groups: np.ndarray, share: float, seed: int) -> Split:
-    parts = max(2, round(1 / share))
+    patients = _fewest(labels[rest], groups[rest])
+    if patients < 2:
+        raise BadCohort(
+            f"a class has {_counted(patients)} beside those who judge; one must train and one choose the epoch.",
+            "Use other folds or more patients.",
+        )
+    parts = max(2, min(round(1 / share), patients))  # a small cohort lets a larger share choose, so that both classes are in it
     inner = _assign(labels[rest], groups[rest], parts, seed + 1)
     return Split(tuple(rest[inner != 0].tolist()), tuple(rest[inner == 0].tolist()), tuple(judge.tolist()))
 

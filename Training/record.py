@@ -26,11 +26,14 @@ INTENDED_USE = "Research on treatment response. Not for clinical use."
 
 
 def same_experiment(path: Path, settings: dict[str, Any], experiment: Experiment) -> None:
-    """Refuse a folder of other settings; one that was written before a setting existed has its default."""
+    """Refuse a folder of other settings; one that was written before a setting existed has its default.
+
+    A folder in which nothing has been trained yet takes new settings: a start that failed does not hold it.
+    """
     # the trunk itself is named by its hash, wherever it lies
     plain = json.loads(json.dumps({**dataclasses.asdict(experiment), **settings}))
-    if path.is_file():
-        older = {"external": [], "by_centre": False, "shuffle_labels": None}
+    if path.is_file() and any(part.is_dir() for part in (*path.parent.glob("fold-*"), path.parent / "whole")):
+        older = {"external": [], "by_centre": False, "shuffle_labels": None, "labels": None}
         before = _completed({**older, **json.loads(path.read_text())}, experiment)
         differ = [key for key in {**before, **plain} if before.get(key) != plain.get(key)]
         if differ:

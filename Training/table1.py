@@ -10,7 +10,6 @@ A stopped call goes on where it was; runs that lie finished in DIR/runs/METHOD a
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from HARM3Logic.prediction import writable
 from Training import cache as caching
 from Training import command, cost, evaluate, loop, page, published, side_by_side, start, train, trunks
 from Training.devices import open_fabric
-from Training.experiment import Experiment, find
+from Training.experiment import Experiment, find, shortened
 from Training.folds import Split
 from Training.runs import Run, read_runs
 from Training.side_by_side import Job
@@ -58,20 +57,6 @@ def chosen(names: Sequence[str], variant: str) -> dict[str, str]:
             raise BadOption(f"there is no method {name!r}; there are {', '.join(known)}.", "Name one, or give LABEL=NAME:VARIANT.")
         asked[label] = experiment or known[label]
     return asked
-
-
-def shortened(experiment: Experiment, epochs: int | None) -> Experiment:
-    """The same recipe in fewer or more epochs; each of its stages takes the same share of them."""
-    if epochs is None:
-        return experiment
-    share = epochs / experiment.epochs
-    stages = {
-        name: math.ceil(getattr(experiment, name) * share)
-        for name in ("mask_epochs", "decouple_epochs", "frozen_epochs", "patience", "least_epochs")
-    }
-    stages["mask_epochs"] = min(stages["mask_epochs"], max(0, epochs - 1))
-    stages["decouple_epochs"] = min(stages["decouple_epochs"], max(0, epochs - 1 - stages["mask_epochs"]))  # one epoch learns from labels
-    return replace(experiment, epochs=epochs, **stages)
 
 
 def train_all(

@@ -5,6 +5,8 @@ Writes into DIR: `experiment.json`, `cache/`, and per fold `fold-K/` with `metri
 stopped run goes on where it was. On several GPUs or machines the same command runs under torchrun (`torchrun --nproc-per-node 4 -m
 Training.train ...`) or srun; DIR must be one folder that all of them see.
 
+Learning curve: with --labels N only N patients of each fold are learned from, and as many as ever are judged.
+
 Leak check: with --shuffle-labels SEED the labels are dealt out anew among the cases, so that nothing can be learned; if the
 out-of-fold AUC's interval does not hold 0.5, something of the judged cases reached the model.
 """
@@ -32,8 +34,8 @@ from Training import cache as caching
 from Training import command, metrics, start
 from Training.cache import Cache
 from Training.devices import open_fabric
-from Training.experiment import Experiment, find
-from Training.folds import Split, folds, whole
+from Training.experiment import Experiment, find, shortened
+from Training.folds import Split, fewer, folds, whole
 from Training.judgement import Rule, calibrate, logits_without, prediction_rows, write_without
 from Training.loop import logits, train
 from Training.record import card_of, provenance, same_experiment
@@ -57,6 +59,7 @@ def run(
     by_centre: bool = False,
     tensorboard: bool = False,
     shuffle: int | None = None,
+    labels: int | None = None,
     cache: Path | None = None,
     wanted: Sequence[str] | None = None,
 ) -> None:
@@ -67,6 +70,7 @@ def run(
         by_centre: each centre is judged by a model that saw none of it.
         tensorboard: write the losses for TensorBoard, too.
         shuffle: seed with which labels are dealt out anew among the cases, for a leak check.
+        labels: patients of a fold who are learned from, for a learning curve; None takes all.
         cache: folder of prepared cases, which several runs may share, and with them the trunks that masks have taught; None takes
             `out`'s own.
         wanted: the inputs that are prepared, where runs of several models share the cache; None takes what this model reads.
@@ -79,13 +83,16 @@ def run(
     everyone = shuffled(read_cohort(cohort), shuffle)
     start.refuse_pretrained_patients(experiment, everyone)
     cases, found = partition(everyone, experiment, every, external, by_centre)
+    if labels is not None:
+        found = [fewer(split, cases, labels, experiment.seed) for split in found]
     splits = [("whole" if split.number is None else f"fold-{split.number}", split) for split in found]
     splits = [(label, split) for label, split in splits if fold in (None, split.number)]
     if not splits:
         raise BadOption(f"fold {fold} does not exist; there are {', '.join(str(s.number) for s in found)}.", "Correct --fold.")
     if fabric.is_global_zero:
         settings: dict[str, Any] = {
-            "name": name, "cohort": cohort.name, "external": sorted(external), "by_centre": by_centre, "shuffle_labels": shuffle
+            "name": name, "cohort": cohort.name, "external": sorted(external), "by_centre": by_centre, "shuffle_labels": shuffle,
+            "labels": labels,
         }  # fmt: skip
         settings |= start.provenance(experiment)
         same_experiment(writable(out) / "experiment.json", settings, experiment)
@@ -228,15 +235,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which.add_argument("--whole", action="store_true", help="train one model on all cases, judged on none")
     parser.add_argument("--tensorboard", action="store_true", help="write the losses for TensorBoard, too")
     parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="leak check: nothing can be learned, the AUC must be 0.5")
+    parser.add_argument("--labels", type=int, metavar="N", help="learning curve: learn from N patients of each fold, judge as many as ever")
+    parser.add_argument("--epochs", type=int, help="instead of the recipe's; each of its stages takes the same share of them")
+    parser.add_argument("--seed", type=int, help="of folds, drawn patients and training, instead of the recipe's")
+    parser.add_argument("--folds", type=int, help="instead of the recipe's five; two judge every case at the least cost")
     parser.add_argument("--workers", type=int, help="processes that prepare cases (default: one per core)")
     return command.run(parser, _run, arguments)
 
 
 def _run(asked: argparse.Namespace) -> None:
+    command.at_least(asked, workers=1, epochs=1, folds=2, seed=0)
+    experiment = shortened(asked_experiment(asked), asked.epochs)
+    given = {name: getattr(asked, name) for name in ("seed", "folds") if getattr(asked, name) is not None}
     run(
-        asked_experiment(asked), asked.experiment, asked.cohort, asked.out, asked.fold, asked.whole, asked.device, asked.workers,
+        dataclasses.replace(experiment, **given), asked.experiment, asked.cohort, asked.out, asked.fold, asked.whole, asked.device,
+        asked.workers,
         external=asked.external, by_centre=asked.by_centre, tensorboard=asked.tensorboard,
-        shuffle=asked.shuffle_labels, cache=asked.cache,
+        shuffle=asked.shuffle_labels, labels=asked.labels, cache=asked.cache,
     )  # fmt: skip
 
 
