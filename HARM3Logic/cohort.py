@@ -78,6 +78,12 @@ def scan_cohort(path: str | os.PathLike[str]) -> Table:
         raise BadCohort(f"cohort {str(path)!r} cannot be read ({error.strerror}).", "Check the path.") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise BadCohort(f"cohort {str(path)!r} is not a CSV table in UTF-8 ({error}).", "Save it as CSV UTF-8.") from error
+    other = next((mark for mark in ";\t" if len(columns) == 1 and mark in columns[0]), "")
+    if other:
+        name = {";": "semicolons", "\t": "tabulators"}[other]
+        raise BadCohort(
+            f"cohort {str(path)!r} has {name} between its values; commas are wanted.", "Save it with commas between the values."
+        )
     faults = list(_column_faults(columns))
     if "case_id" not in columns:
         return Table(tuple(columns), (), (), tuple(faults))

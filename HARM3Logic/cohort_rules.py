@@ -62,8 +62,9 @@ def _missing_files(table: Table) -> Iterator[Problem]:
 def _inputs(table: Table) -> Iterator[Problem]:
     counts = Counter(name for case in table.cases for name in case.inputs)
     for case in table.cases:
-        if not any(name in case.inputs for name in (*MRI, "ct")):
-            yield error(case.case_id, "", "no_image", "The case has no MRI volume and no CT.", "Name its files or remove the row.")
+        if not any(case.clinical.values()) and not any(name in case.inputs for name in (*MRI, "ct", "slide")):
+            message = "The case has no MRI volume, no CT, no slide and no clinical value."
+            yield error(case.case_id, "", "no_image", message, "Name its files or remove the row.")
             continue
         for name in FILE_COLUMNS:
             if counts[name] > len(table.cases) / 2 and name not in case.inputs:

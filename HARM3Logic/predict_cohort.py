@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -20,7 +21,7 @@ from HARM3Logic import bag, checkpoint, volume
 from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.device import choose
-from HARM3Logic.errors import BadOption, Cancelled, HARM3Error
+from HARM3Logic.errors import BadOption, Cancelled, HARM3Error, OutOfMemory
 from HARM3Logic.predict import Predictor, keeping_mask, writable
 from HARM3Logic.prepare import OnEvent, Preprocessing, silent
 from HARM3Logic.viewer import write_viewer

@@ -55,6 +55,13 @@ def test_the_logit_is_the_difference_of_the_two_classes(golden, model):
         torch.testing.assert_close(model(batch).logit[0], z1 - z0, rtol=0, atol=2e-5)
 
 
+def test_weights_of_several_gpus(golden, model):
+    several = {f"module.{k.removeprefix('weight.')}": v for k, v in golden[0].items() if k.startswith("weight.")}
+    other = C3D(model.config).eval()
+    load_reference(other, several)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
 @pytest.mark.parametrize("shape", [(8, 32, 32), (16, 64, 64), (12, 50, 41), (3, 17, 9)])
 def test_volumes_of_any_size_have_a_finite_logit(shape):
     torch.manual_seed(0)

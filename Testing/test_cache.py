@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from HARM3Logic import volume
 from HARM3Logic.case import MRI, Case
 from HARM3Logic.clinical import Schema, Variable
+from HARM3Logic.errors import BadCohort, OutOfMemory
 from HARM3Logic.preprocessing import Preprocessing
 from Training import cache as caching
 
@@ -53,6 +55,21 @@ def test_a_case_is_prepared_once(cases, prepared, tmp_path):
     first, second = built(cases, tmp_path / "cache"), built(cases, tmp_path / "cache")
     assert prepared == ["a", "b"]
     assert first.paths == second.paths
+
+
+def test_a_missing_file_is_told_with_its_case(cases, prepared, tmp_path):
+    cases[1].inputs["t1_pre"][0].unlink()
+    with pytest.raises(BadCohort, match=r"case 'b', t1_pre: .*b\.nii\.gz"):
+        built(cases, tmp_path / "cache")
+
+
+def test_a_process_that_the_system_ends_is_told(cases, tmp_path, monkeypatch):
+    def ended(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(caching, "ProcessPoolExecutor", ended)
+    with pytest.raises(OutOfMemory, match="one of 2 processes that prepare cases was ended"):
+        caching.build(cases, SMALL, "", tmp_path / "cache", wanted=("t1_pre",), workers=4)
 
 
 def test_a_changed_file_concerns_its_case_alone(cases, prepared, tmp_path):

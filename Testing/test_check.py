@@ -209,6 +209,7 @@ def test_a_file_that_kills_its_reader_costs_one_case(tmp_path: Path, monkeypatch
         ("case_id,date_pre,date_post\nA,1.2.24,2024-03-01\n", {("A", "bad_date", "error")}),
         ("case_id,date_pre,date_post\nA,2024-01-01,2024-03-01\nB,,2024-03-01\n", {("B", "no_date", "warning")}),
         ("case_id,label\nA,1\nB,0\n", {("", "no_dates", "warning"), ("A", "no_image", "error")}),
+        ("case_id,clinical.age\nA,\n", {("A", "no_image", "error")}),
         ("case_id,t1_pre,slide\nA,x,s\nB,x,s\nC,x,\n", {("C", "missing_input", "warning")}),
         ("case_id\nA\n", {("", "no_labels", "warning"), ("", "no_centre", "warning")}),
         ("case_id\n", {("", "table", "error")}),
@@ -217,6 +218,11 @@ def test_a_file_that_kills_its_reader_costs_one_case(tmp_path: Path, monkeypatch
 def test_tables_are_checked(tmp_path: Path, text: str, expected: set[tuple[str, str, str]]) -> None:
     report = table_only(tmp_path, text)
     assert expected <= {(p.case_id, p.code, p.severity) for p in report.problems}
+
+
+@pytest.mark.parametrize("text", ["case_id,slide,label\nA,a.svs,1\nB,b.svs,0\n", "case_id,clinical.age,label\nA,61,1\nB,70,0\n"])
+def test_cohorts_for_models_without_volumes_are_cohorts(tmp_path: Path, text: str) -> None:
+    assert not of(table_only(tmp_path, text), "no_image")
 
 
 def test_every_unknown_column_is_named(tmp_path: Path) -> None:

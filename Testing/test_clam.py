@@ -179,6 +179,27 @@ def test_names_of_older_checkpoints(parity):
         assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), model.state_dict().values(), strict=True))
 
 
+def test_weights_for_prediction_alone(parity):
+    golden = Golden(parity, "clam_sb")
+    whole, bare = ({n: v for n, v in golden.weights.items() if keep or "instance" not in n} for keep in (True, False))
+    models = []
+    for weights in (whole, bare):
+        models.append(CLAM(reference_config(weights)).eval())
+        load_reference(models[-1], weights)
+    batch = dataclasses.replace(some_batch(1), tiles=golden.arrays["input.h.N9"][None], tile_mask=torch.ones(1, 9, dtype=torch.bool))
+    assert torch.equal(models[0](batch).logit, models[1](batch).logit)
+    assert not models[1].instance.weight.any()
+    torn = {n: v for n, v in whole.items() if n != "instance_classifiers.1.bias"}
+    with pytest.raises(BadCheckpoint, match=r"instance\.bias"):
+        load_reference(models[0], torn)
+
+
+def test_attention_without_a_gate_is_refused():
+    plain = {"attention_net.0.weight": torch.zeros(8, 4), "attention_net.3.module.0.weight": torch.zeros(4, 8)}
+    with pytest.raises(BadCheckpoint, match="without a gate"):
+        reference_config(plain)
+
+
 def test_other_weights_are_refused(parity):
     golden = Golden(parity, "clam_sb")
     cut = {name: value for name, value in golden.weights.items() if "attention_b" not in name}

@@ -50,7 +50,10 @@ def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
         ("case_id,label\nA,1\nB,2\n", "line 3: label is 2"),
         ("case_id,t1_pre\nA,x;y\n", "line 2: case 'A' gives 2 files for t1_pre"),
         ("case_id\nA\na/b\n", "line 3: case_id is 'a/b'"),
-        ("case_id,fold\nA,first\n", "line 2: fold is 'first'"),
+        ("case_id,fold\nA,first\n", "line 2: fold is 'first'; a whole number is wanted"),
+        ("case_id,label\nA,yes\n", "line 2: label is 'yes'; 1 (responder), 0 or nothing is wanted"),
+        ("case_id;t1_pre;label\nA;x;1\n", "semicolons between its values; commas"),
+        ("case_id\tlabel\nA\t1\n", "tabulators between its values"),
     ],
 )
 def test_faults_are_named_with_their_line(tmp_path: Path, text: str, words: str) -> None:

@@ -313,9 +313,11 @@ def test_names_of_cases_cannot_break_the_page(tmp_path: Path) -> None:
     assert "<script>" not in html and "<b>C" not in html
 
 
-def test_an_unfinished_run_is_said_to_be_so(good: Path) -> None:
+def test_an_unfinished_run_is_said_to_be_so(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (good / "fold-2").iterdir():
         path.unlink()
+    assert evaluate.main([str(good), "--out", str(tmp_path / "out")]) == 0
+    assert "not finished: 2 of 3 folds have judged" in capsys.readouterr().err
     runs = read_runs([good])
     html = page.render(evaluate.evaluate(runs, runs[0], draws=50), runs, runs[0])
     assert "Not finished: 2 of 3 folds have judged" in html

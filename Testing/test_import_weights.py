@@ -159,7 +159,9 @@ def test_a_slide_alone_is_predicted(predictor, case, tmp_path):
     assert values["inputs"]["slide"]["used"]
     assert not values["heat"]
     assert not values["contributions"]  # nothing is left without the only input
-    assert "no_heat" not in [warning["code"] for warning in values["warnings"]]
+    codes = [warning["code"] for warning in values["warnings"]]
+    assert "no_heat" not in codes
+    assert "no_interval" in codes  # nobody calibrated these weights
     assert 0 < sum(tile["weight"] for tile in values["tiles"]) <= 1
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {*SLIDE_FILES, "report.html", "prediction.json"}

@@ -219,6 +219,26 @@ def test_patience_stops_and_the_best_epoch_is_kept(cache: Cache, tmp_path: Path,
     assert train(dataclasses.replace(line, patience=2), cache, SPLIT, tmp_path, FABRIC).weight.item() == weights[1]  # stays stopped
 
 
+def test_patience_ends_nothing_before_the_least_epochs(line: Experiment) -> None:
+    waiting = dataclasses.replace(line, patience=20, least_epochs=52)
+    assert [done for done in range(60) if loop._enough(waiting, done, best=1)] == list(range(52, 60))
+    assert [done for done in range(60) if loop._enough(waiting, done, best=35)] == list(range(56, 60))  # 20 epochs after number 35
+    assert not loop._enough(dataclasses.replace(line, least_epochs=5), 60, best=1)  # without patience never
+
+
+def test_the_best_epoch_may_lie_before_the_least(cache: Cache, tmp_path: Path, line: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    goodness, weights = iter([1.0, 3.0, 2.0, 2.5, 2.0, 2.0, 9.0]), []
+
+    def judge(model: Line, *_: Any) -> tuple[np.ndarray, np.ndarray]:
+        weights.append(model.weight.item())
+        return np.array([next(goodness)]), np.array([1])
+
+    monkeypatch.setattr(loop, "logits", judge)
+    model = train(dataclasses.replace(line, patience=2, least_epochs=6), cache, SPLIT, tmp_path, FABRIC)
+    assert len(rows(tmp_path)) == 6
+    assert model.weight.item() == weights[1]
+
+
 def test_tiles_are_withheld_but_never_all_of_a_slide(cache: Cache) -> None:
     batch = collate([cache[k] for k in range(6)])
     how = Augmentation(drop_tiles=0.9, drop_slide=0.5)

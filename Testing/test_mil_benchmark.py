@@ -49,9 +49,10 @@ def test_bags_belong_to_their_cases(tmp_path):
 def test_each_network_is_trained_as_its_authors_train_it(name):
     found = mil_benchmark.EXPERIMENTS[name]
     for field, value in AUTHORS[found.model].items():
-        assert getattr(found, field) == (min(value, 18) if field == "patience" else value)  # 18: HARM3-Fusion's
+        assert getattr(found, field) == value
     assert found.optimiser == {"clam": "adam", "transmil": "lookahead_radam"}[found.model]
-    assert getattr(found.config, "branches", "") == {"clam": "single", "clam_mb": "multi"}.get(name, "")
+    assert getattr(found.config, "branches", "") == {"clam": "single", "clam_mb": "multi"}.get(name.removesuffix("_paper"), "")
+    assert found.config.standardise and (found.config.width == 512) == name.endswith("_paper")
     assert found.augmentation.drop_tiles == found.augmentation.drop_slide == 0
 
 

@@ -39,7 +39,7 @@ def test_a_case_without_a_volume_that_is_read_is_told_which(predictor, case, mon
     made = predictor.checkpoint
     card = dataclasses.replace(made.card, inputs=("t1_pre", "t1_post", "slide"))
     monkeypatch.setattr(predictor, "checkpoint", dataclasses.replace(made, card=card))
-    with pytest.raises(MissingInput, match="no MRI volume that .* at least one of t1_pre, t1_post is wanted"):
+    with pytest.raises(MissingInput, match=r"no MRI volume that .* at least one of t1_pre, t1_post is wanted"):
         predictor(case.without(["t1_pre", "t1_post"]))
 
 

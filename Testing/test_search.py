@@ -85,11 +85,12 @@ def test_bounds_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, kind:
 
 
 def test_stages_shrink_with_the_epochs_and_leave_some_for_the_labels():
-    full = Experiment("m", None, epochs=38, mask_epochs=20, frozen_epochs=18, patience=18, decay_at=(20, 30))
+    full = Experiment("m", None, epochs=38, mask_epochs=20, frozen_epochs=18, patience=18, least_epochs=8, decay_at=(20, 30))
     for epochs in (1, 4, 13):
         short = at_epochs(full, epochs)
         assert short.epochs == epochs and short.mask_epochs < epochs and short.patience >= 1
-    assert at_epochs(full, 19) == dataclasses.replace(full, epochs=19, mask_epochs=10, frozen_epochs=9, patience=9, decay_at=(10, 15))
+    half = {"epochs": 19, "mask_epochs": 10, "frozen_epochs": 9, "patience": 9, "least_epochs": 4, "decay_at": (10, 15)}
+    assert at_epochs(full, 19) == dataclasses.replace(full, **half)
     assert at_epochs(full, 38) == full
 
 
@@ -248,9 +249,11 @@ def test_a_trial_reads_the_cases_that_train_and_no_other(cases: Cache):
 def test_inner_folds_are_the_searchs_own_and_keep_patients_together(cases: Cache):
     paired = Cache(cases.paths, [dataclasses.replace(case, patient_id=f"P{k // 4}") for k, case in enumerate(cases.cases)])
     paired.cases = tuple(dataclasses.replace(case, label=k // 4 % 2) for k, case in enumerate(paired.cases))
-    rows = tuple(range(38))
-    with pytest.raises(BadCohort):
-        trial.inner_splits(paired, rows, 3, 0)  # five patients of a kind are too few to choose by
+    with pytest.raises(BadCohort, match="one must train and one choose"):
+        trial.inner_splits(paired, tuple(range(16)), 2, 0)  # two patients of a kind, of whom one judges
+    for split in trial.inner_splits(paired, tuple(range(38)), 3, 0):
+        parts = [{paired.cases[k].patient_id for k in part} for part in (split.train, split.choose, split.judge)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 10
     splits = trial.inner_splits(cases, SPLIT.train, 2, 0)  # the cohort's own folds would leave every second case
     assert sorted(k for split in splits for k in split.judge) == list(SPLIT.train)
     for split in splits:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +24,7 @@ from HARM3Logic import clinical, volume
 from HARM3Logic.batch import Prepared
 from HARM3Logic.case import INPUTS, MASKS, MRI, Case
 from HARM3Logic.clinical import Schema
-from HARM3Logic.errors import BadCohort, HARM3Error
+from HARM3Logic.errors import BadCohort, BadVolume, HARM3Error, OutOfMemory
 from HARM3Logic.prepare import NO_SCHEMA, Preprocessing, prepare
 from HARM3Logic.tile_encoder import TileEncoder
 
@@ -86,6 +87,7 @@ def build(
 
     Raises:
         BadCohort: cases cannot be prepared; every one is named with its reason.
+        OutOfMemory: the system ended a process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted = _whole_modalities(wanted)
@@ -145,10 +147,17 @@ def _prepare_all(
     missing: list[tuple[Case, Path]], work: Callable[[Case, Path], str], encoder: str, device: str, workers: int | None
 ) -> list[str]:
     count = workers or (1 if device.startswith("cuda") else os.cpu_count() or 1)
-    # spawn: a forked copy of torch's or ITK's threads can hang
-    with ProcessPoolExecutor(min(count, len(missing)), get_context("spawn"), _start, (encoder, device)) as pool:
-        reasons = tqdm(pool.map(work, *zip(*missing, strict=True)), "preparing", len(missing), unit="case", disable=None)
-        return [reason for reason in reasons if reason]
+    count = min(count, len(missing))
+    try:
+        # spawn: a forked copy of torch's or ITK's threads can hang
+        with ProcessPoolExecutor(count, get_context("spawn"), _start, (encoder, device)) as pool:
+            reasons = tqdm(pool.map(work, *zip(*missing, strict=True)), "preparing", len(missing), unit="case", disable=None)
+            return [reason for reason in reasons if reason]
+    except BrokenProcessPool as error:
+        raise OutOfMemory(
+            f"one of {count} processes that prepare cases was ended by the system, most likely for want of memory.",
+            "Start again with fewer --workers; what is prepared is kept.",
+        ) from error
 
 
 def _start(encoder: str, device: str) -> None:
@@ -176,7 +185,10 @@ def _key(case: Case, salt: str, wanted: Sequence[str], ignore_masks: bool) -> st
     digest = hashlib.sha256(salt.encode())
     for name in (name for name in read if name in case.inputs):
         for path in case.inputs[name]:
-            digest.update(f"{name} {volume.sha256(path)} {case.slide_mpp}".encode())
+            try:
+                digest.update(f"{name} {volume.sha256(path)} {case.slide_mpp}".encode())
+            except BadVolume as error:
+                raise BadCohort(f"case {case.case_id!r}, {name}: {error.message}", error.advice) from error
     if "ct" in wanted:
         digest.update(repr(case.tumour_point_mm).encode())
     if "clinical" in wanted:

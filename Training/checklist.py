@@ -177,7 +177,7 @@ def _of_experiment(run: Run) -> dict[str, str]:
     e = run.experiment
     if "epochs" not in e:
         return {"training": f"Experiment {e['name']}; its settings are in experiment.json."} if e.get("name") else {}
-    patience = e.get("patience")
+    patience, least = e.get("patience"), e.get("least_epochs")
     crop = (e.get("preprocessing") or {}).get("crop", NOT_RECORDED)
     return {
         "training": f"Experiment {e.get('name')}: {e['epochs']} epochs, batches of {e.get('batch_size')}, "
@@ -185,7 +185,7 @@ def _of_experiment(run: Run) -> dict[str, str]:
         f"augmentation: {_values(e.get('augmentation'))}. All of it is in experiment.json.",
         "preprocessing": _values(e.get("preprocessing")),
         "selection": f"Crop by {crop}; masks {'ignored' if e.get('ignore_masks') else 'used where given'}.",
-        "selection_of_model": f"Smallest loss on the inner cases, patience {patience}."
+        "selection_of_model": f"Smallest loss on the inner cases, patience {patience}{f', from epoch {least} on' if least else ''}."
         if patience
         else "The weights of the last epoch; no choice.",
         "ensemble": f"Running mean of the weights, decay {e['average']}; no ensemble of models." if e.get("average") else "None.",

@@ -183,6 +183,9 @@ def _run(asked: argparse.Namespace) -> int:
     results = run(asked.runs, asked.out, asked.reference, asked.subgroup, asked.cohort, asked.external)
     for row in results["runs"]:
         print(f"{row['run']}: AUC {row['auc']}")
+    cohort = results["cohort"] or {}
+    if (cohort.get("folds_wanted") or 0) > cohort.get("folds", 0):
+        print(f"not finished: {cohort['folds']} of {cohort['folds_wanted']} folds have judged.", file=sys.stderr)
     for row in results["comparisons"]:
         print(f"{row['run']} - {row['reference']}: {row['difference']}, p {row['p']:.3g}, after Holm {row['p_holm']:.3g}")
     if results["external"]:

@@ -71,7 +71,7 @@ def train(
     left, silent = range(state["epoch"], experiment.epochs), None if fabric.is_global_zero else True
     epochs = tqdm(left, out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch", disable=silent)
     for epoch in epochs:
-        if experiment.patience and epoch - max(state["best_epoch"], experiment.untaught_epochs) > experiment.patience:
+        if _enough(experiment, epoch, state["best_epoch"]):
             break
         began = time.monotonic()
         losses = _epoch(trainee, cache, split.train, epoch, optimisers.decayed(experiment, epoch, state["inner"]))
@@ -189,6 +189,12 @@ def _epoch(trainee: Trainee, cache: Cache, rows: Sequence[int], epoch: int, deca
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value / len(groups)
     return _gathered(fabric, sums)
+
+
+def _enough(experiment: Experiment, done: int, best: int) -> bool:
+    """Whether patience is at its end after so many epochs, of which the best was number `best` from 0."""
+    waited = done - max(best, experiment.untaught_epochs)
+    return bool(experiment.patience) and waited > experiment.patience and done >= experiment.least_epochs
 
 
 def _stage(experiment: Experiment, epoch: int) -> tuple[Stage, int, int]:

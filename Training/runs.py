@@ -109,13 +109,18 @@ def read_run(path: Path, name: str = "") -> Run:
         label=np.array([row["label"] for row in rows]),
         probability=np.array([row["probability"] for row in rows]),
         threshold=np.array([row["threshold"] for row in rows]),
-        train={fold: len(rows) - sizes[fold] - chosen[fold] for fold in chosen},
+        train={fold: _trained(cards.get(fold, {}), len(rows) - sizes[fold] - chosen[fold]) for fold in chosen},
         without=without,
         partly=partly,
         experiment=read_experiment(path),
         cards=cards,
         further={key: value for key, value in columns.items() if key not in (*COLUMNS, "fold", "threshold")},
     )  # fmt: skip
+
+
+def _trained(card: dict[str, Any], rest: int) -> int:
+    """How many cases trained a fold, as its card says; without one the cases that neither chose nor were judged."""
+    return int(((card.get("training") or {}).get("cases") or {}).get("train") or rest)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -19,7 +19,10 @@ from Training.cache import Cache, hash_of_code
 from Training.experiment import Experiment
 
 # what an experiment does when masks have taught the trunk, or with what comes after the trunk
-LATER = ("epochs", "decouple_epochs", "frozen_epochs", "learning_rate", "kl_warm_up", "patience", "plateau", "positive_weight", "folds")
+LATER = (
+    "epochs", "decouple_epochs", "frozen_epochs", "learning_rate", "kl_warm_up", "patience", "least_epochs", "plateau", "positive_weight",
+    "folds",
+)  # fmt: skip
 AFTER_TRUNK = ("ldvae", "attn1", "attn2")
 
 

@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from HARM3Logic.case import MRI
 from HARM3Logic.models.channels import ChannelClassifier, joined
-from HARM3Logic.models.reference import fill
+from HARM3Logic.models.reference import bare, fill
 
 STAGES = (("conv1",), ("conv2",), ("conv3a", "conv3b"), ("conv4a", "conv4b"), ("conv5a", "conv5b"))
 GRID = (1, 4, 4)  # what 16x112x112, the source's input, leaves after the last pool
@@ -91,12 +90,12 @@ class C3D(ChannelClassifier):
 
 
 def load_reference(model: C3D, weights: Mapping[str, Tensor]) -> None:
-    """Fill the model with a state dict of C3D in the pytorch-video-recognition port, whose names are ours.
+    """Fill the model with a state dict of C3D in the pytorch-video-recognition port, whose names are ours, of one or several GPUs.
 
     Raises:
         BadCheckpoint: they do not fit.
     """
-    fill(model, {name: torch.as_tensor(value) for name, value in weights.items()}, "C3D")
+    fill(model, bare(weights), "C3D")
 
 
 def _pool(x: Float[Tensor, "B C d h w"], stage: int) -> Float[Tensor, "B C _ _ _"]:

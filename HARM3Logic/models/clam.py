@@ -173,15 +173,22 @@ def reference_config(weights: Mapping[str, Tensor]) -> CLAMConfig:
 def load_reference(model: CLAM, weights: Mapping[str, Tensor]) -> None:
     """Fill the model with a state dict of the official CLAM_SB or CLAM_MB, of one or several GPUs (`attention_net.module.`).
 
+    Weights that were kept for prediction may lack the instance classifiers, which only training reads; they are then 0.
+
     Raises:
         BadCheckpoint: they do not fit.
     """
-    fill(model, _ours(weights), "CLAM")
+    given = _ours(weights)
+    if not any(name.startswith("instance.") for name in given):
+        given |= {f"instance.{name}": torch.zeros_like(value) for name, value in model.instance.state_dict().items()}
+    fill(model, given, "CLAM")
 
 
 def _ours(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The official weights under our names; classifiers that stand alone there are rows of one here."""
     plain = {name: value for name, value in bare(weights).items() if not name.startswith("instance_loss_fn")}
+    if any(re.match(r"attention_net\.\d\.\d\.weight", name) for name in plain):  # of Attn_Net, whose layers stand in `module`
+        raise BadCheckpoint("the weights are those of CLAM without a gate in its attention; only gated ones can be read.", "Choose others.")
     matches = (re.match(r"(attention_net\.\d\.)attention_a\.0\.weight", name) for name in plain)
     attention = next((match[1] for match in matches if match), "attention_net.3.")
     names = {

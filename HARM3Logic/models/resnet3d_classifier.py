@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from HARM3Logic.case import MRI
 from HARM3Logic.models.channels import ChannelClassifier, joined
-from HARM3Logic.models.reference import fill
+from HARM3Logic.models.reference import bare, fill
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
 
 NAMES = {"conv1": "trunk.stem.0", "bn1": "trunk.stem.1", "fc": "fc"}  # the reference's other modules only lack "trunk."
@@ -76,10 +75,10 @@ def load_reference(model: ResNet3D, weights: Mapping[str, Tensor]) -> None:
         BadCheckpoint: they do not fit.
     """
     renamed = {}
-    for name, value in weights.items():
-        module, _, rest = name.removeprefix("module.").partition(".")
-        if not name.endswith("num_batches_tracked"):
-            renamed[f"{NAMES.get(module, f'trunk.{module}')}.{rest}"] = torch.as_tensor(value)
+    for name, value in bare(weights).items():
+        module, _, rest = name.partition(".")
+        if not rest.endswith("num_batches_tracked"):
+            renamed[f"{NAMES.get(module, f'trunk.{module}')}.{rest}"] = value
     fill(model, renamed, "the 3D ResNet")
 
 

@@ -12,7 +12,7 @@ author has. Only 3D RP-Net learns from masks, as only its paper does.
     resnet3d  SGD          0.1   1e-3     128     200  3D-ResNets-PyTorch, opts.py; rate a tenth at 50, 100, 150
     rpnet3d   SGD          1e-2  0        239    1000  3D_RP-Net, train_siam.py; rate halved after 100 epochs without progress,
                                                        responders five times as often
-    clam      Adam         1e-4  1e-5       1     200  CLAM, main.py; stops after 20 epochs without progress
+    clam      Adam         1e-4  1e-5       1     200  CLAM, main.py; stops after 20 epochs without progress, not before the 52nd
     transmil  Lookahead    2e-4  1e-5   2 x 1     200  TransMIL, TransMIL.yaml; RAdam inside, biases and norms do not decay; stops after
                                                        10 epochs without progress
     hmcat     Adam         2e-4  1e-5  32 x 1      20  of MCAT, main.py, whose attention it extends; both labels equally often
@@ -22,8 +22,8 @@ SGD has momentum 0.9; the loss is cross-entropy, to which each model adds its ow
 
 * All start from random weights; the port of C3D starts from weights of Sports-1M.
 * All keep the epoch with the least inner-validation loss and stop without progress: where no number of epochs stands above, after
-  HARM3-Fusion's, and 3D RP-Net after 300. Of the authors only those of CLAM and TransMIL do so, CLAM's not before the 50th epoch; the
-  others keep the last epoch, RP-Net's the most accurate one.
+  HARM3-Fusion's, and 3D RP-Net after 300. Of the authors only those of CLAM and TransMIL do so; the others keep the last epoch,
+  RP-Net's the most accurate one.
 * Progress that 3D RP-Net's rate waits for is that of the response alone; its authors' includes the masks. A responder counts five times
   by weight, which makes steps larger (by 2.2 at 30 % responders) than five copies of it in a batch.
 * The 3D ResNet and 3D RP-Net see 8 cases of a batch at once, so that it fits into memory: the ResNet's batch norm is of 8 cases. So is
@@ -66,7 +66,7 @@ AUTHORS: dict[str, dict[str, Any]] = {
         "optimiser": "sgd", "learning_rate": 1e-2, "weight_decay": 0.0, "batch_size": 239, "micro_batch": 8, "epochs": 1000,
         "plateau": 100, "patience": 300, "positive_weight": 5.0,
     },
-    "clam": {"learning_rate": 1e-4, "weight_decay": 1e-5, "batch_size": 1, "epochs": 200, "patience": 20},
+    "clam": {"learning_rate": 1e-4, "weight_decay": 1e-5, "batch_size": 1, "epochs": 200, "patience": 20, "least_epochs": 52},
     "transmil": {
         "optimiser": "lookahead_radam", "learning_rate": 2e-4, "weight_decay": 1e-5, "batch_size": 2, "micro_batch": 1, "epochs": 200,
         "patience": 10,
@@ -98,7 +98,7 @@ def _compact(method: str) -> Experiment:
     own = replace(
         _paper(method), config=METHODS[method].compact(), preprocessing=small.preprocessing, augmentation=_augmentation(small, method)
     )
-    return replace(own, **{"patience": min(small.patience, own.patience), **SHORTER.get(method, {})})
+    return replace(own, **{"patience": AUTHORS[method].get("patience", small.patience), **SHORTER.get(method, {})})
 
 
 def _equal(method: str) -> Experiment:
