@@ -1,7 +1,7 @@
 # Everything runs in .venv; the first call makes it (about 8 GB, most of it torch).
 PYTHON ?= python3
 CASES ?= 1060
-GIST_CASES ?= 1600
+GIST_CASES ?= 2400
 # processes that train: on a CPU two of one thread each are nearly twice as fast as one of two
 PROCESSES ?= $(if $(shell command -v nvidia-smi),1,2)
 BIN := .venv/bin
@@ -52,9 +52,10 @@ checkpoint: $(STAMP) ## train the shipped demo checkpoint again, from phantoms
 	cp runs/demo/whole/checkpoint.safetensors HARM3Slicer/Resources/Models/harm3_fusion_demo.safetensors
 
 checkpoint-gist: $(STAMP) ## train the shipped demo checkpoint for CT and clinical values again, from phantoms
-	$(BIN)/harm3 phantom --kind gist --cases $(GIST_CASES) --crops 400 --seed 1 --out runs/gist
-	$(BIN)/python -m Training.pretrain --crops runs/gist/crops --never runs/gist/cohort.csv --out runs/gist-trunk
-	$(BIN)/python -m Training.train ct_clinical:compact_lora --cohort runs/gist/cohort.csv --pretrained runs/gist-trunk/trunk.safetensors --out runs/gist-demo --whole
+	$(BIN)/harm3 phantom --kind gist --cases 0 --crops 400 --seed 1 --out runs/gist-unlabelled
+	$(BIN)/harm3 phantom --kind gist --cases $(GIST_CASES) --seed 2 --out runs/gist
+	$(BIN)/python -m Training.pretrain --crops runs/gist-unlabelled/crops --never runs/gist/cohort.csv --out runs/gist-trunk
+	$(BIN)/python -m Training.train ct_clinical:compact_lora --cohort runs/gist/cohort.csv --external centre-4 --pretrained runs/gist-trunk/trunk.safetensors --out runs/gist-demo --whole
 	cp runs/gist-demo/whole/checkpoint.safetensors HARM3Slicer/Resources/Models/ct_clinical_demo.safetensors
 
 clean: ## remove what can be made again

@@ -83,7 +83,7 @@ def saliency(
         shown = torch.stack([columns[name] for name in layer.inputs], dim=1)
         full = image.new_zeros(*shown.shape, *image.shape[-3:], dtype=torch.float32)
         if activation is not None:
-            cam = grad_cam(activation.detach(), next(gradients)).float()
+            cam = grad_cam(activation.detach(), next(gradients), layer.by_place).float()
             full[shown] = F.interpolate(cam[:, None], size=image.shape[-3:], mode="trilinear", align_corners=False)[:, 0]
         for k, name in enumerate(layer.inputs):  # members of an ensemble each see an input; the logit's mean has divided by their number
             maps[name] = maps[name] + full[:, k].cpu() if name in maps else full[:, k].cpu()
@@ -104,9 +104,11 @@ def _present(batch: Batch) -> dict[str, Bool[Tensor, " B"]]:
     return found
 
 
-def grad_cam(activation: Float[Tensor, "N C d h w"], gradient: Float[Tensor, "N C d h w"]) -> Float[Tensor, "N d h w"]:
-    """Source: Selvaraju et al. 2020."""
-    weights = gradient.mean(dim=(2, 3, 4), keepdim=True)  # eq. 1
+def grad_cam(
+    activation: Float[Tensor, "N C d h w"], gradient: Float[Tensor, "N C d h w"], by_place: bool = False
+) -> Float[Tensor, "N d h w"]:
+    """Source: Selvaraju et al. 2020; by place, Draelos and Carin 2020 (HiResCAM)."""
+    weights = gradient if by_place else gradient.mean(dim=(2, 3, 4), keepdim=True)  # eq. 1
     return (weights * activation).sum(dim=1).relu()  # eq. 2
 
 

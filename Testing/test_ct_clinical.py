@@ -201,3 +201,16 @@ def test_the_middle_of_the_crop_is_asked_first():
     everywhere, here = (net(near=near, trunk=FINE)(batch(1)).attention["ct"][0, 0] for near in (1e3, 0.3))
     at = net(trunk=FINE, near=0.3).prior.argmax()
     assert here[at] > 3 * everywhere[at]
+
+
+def test_heat_lies_where_attention_lets_a_token_count():
+    """Tokens that nobody asks stay cold; with the mean gradient of all places they would be as warm as any."""
+    model = net("image", trunk=FINE, near=0.2)
+    given = Batch(ct=torch.randn(6, *SHAPE, generator=torch.Generator().manual_seed(2)))
+    assert all(layer.by_place for layer in model.cam_layers())
+    share = {}
+    for by_place in (True, False):
+        layers = tuple(dataclasses.replace(layer, by_place=by_place) for layer in model.cam_layers())
+        heat = saliency(model, given, layers)[1]["ct"]
+        share[by_place] = float(heat[:, 2:6, 4:12, 4:12].sum() / heat.sum())
+    assert share[True] > 0.6 > 0.4 > share[False]

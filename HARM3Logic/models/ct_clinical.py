@@ -133,7 +133,7 @@ class CTClinical(nn.Module):
 
     def cam_layers(self) -> tuple[CamLayer, ...]:
         """The trunk's last tokens as a grid; its rows are the cases with a CT."""
-        return (CamLayer(self.trunk.map, ("ct",)),) if self.sees else ()
+        return (CamLayer(self.trunk.map, ("ct",), by_place=True),) if self.sees else ()
 
     def hold_trunk(self, held: bool) -> None:
         """Keep what makes the CT tokens as it is, or let it learn again."""

@@ -28,7 +28,10 @@ class CamLayer:
 
     Args:
         inputs: inputs it reads, in the order of its rows within a case; absent inputs have no row.
+        by_place: each place counts with its own gradient, not with the mean of all: for tokens that attention chooses among, since a
+            mean would light up those that nobody asked.
     """
 
     module: nn.Module
     inputs: tuple[str, ...]
+    by_place: bool = False
