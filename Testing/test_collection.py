@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_features import draw, save_tiny
+from test_features import draw, encoder_file, tiny  # noqa: F401  fixtures
 
 from HARM3Logic import features_command
 from HARM3Logic.__main__ import main
@@ -63,16 +63,6 @@ def test_any_other_error_stops_all_and_is_the_one_told() -> None:
     assert sorted(done) == [0, 1]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("encoder") / "tiny.safetensors")
-
-
-@pytest.fixture(scope="module")
-def encoder(weights: Path) -> TileEncoder:
-    return TileEncoder.load(weights, precision="float32")
-
-
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
     return [draw(tmp_path / f"s{k}.tif") for k in range(3)]
@@ -80,16 +70,16 @@ def paths(tmp_path: Path) -> list[Path]:
 
 def test_two_encoders_write_what_one_writes(
     paths: list[Path],
-    encoder: TileEncoder,
-    weights: Path,
+    tiny: TileEncoder,  # noqa: F811
+    encoder_file: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    other = TileEncoder.load(weights, precision="float32")
+    other = TileEncoder.load(encoder_file, precision="float32")
     broken = tmp_path / "broken.svs"
     broken.write_bytes(b"no slide")
     calls: list[tuple[str, int, int]] = []
-    one = write_collection([paths[0], broken, *paths[1:]], encoder, tmp_path / "one")
-    two = write_collection([paths[0], broken, *paths[1:]], [encoder, other], tmp_path / "two", on_progress=lambda *each: calls.append(each))
+    one = write_collection([paths[0], broken, *paths[1:]], tiny, tmp_path / "one")
+    two = write_collection([paths[0], broken, *paths[1:]], [tiny, other], tmp_path / "two", on_progress=lambda *each: calls.append(each))
     assert [str(error) for error in one] == [str(error) for error in two] and len(two) == 1 and "broken.svs" in str(two[0])
     for path in paths:
         with h5py.File(tmp_path / "one" / f"{path.stem}.h5") as a, h5py.File(tmp_path / "two" / f"{path.stem}.h5") as b:
@@ -100,8 +90,8 @@ def test_two_encoders_write_what_one_writes(
 
 def test_who_stops_one_stops_all_and_what_was_done_is_kept(
     paths: list[Path],
-    encoder: TileEncoder,
-    weights: Path,
+    tiny: TileEncoder,  # noqa: F811
+    encoder_file: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     def stop(name: str, count: int, done: int) -> None:
@@ -109,15 +99,19 @@ def test_who_stops_one_stops_all_and_what_was_done_is_kept(
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        write_collection(paths, [encoder, TileEncoder.load(weights, precision="float32")], tmp_path / "out", on_progress=stop)
+        write_collection(paths, [tiny, TileEncoder.load(encoder_file, precision="float32")], tmp_path / "out", on_progress=stop)
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names and set(names) <= {".s0.h5.part", ".s1.h5.part"}  # the third was never begun
-    assert write_collection(paths, encoder, tmp_path / "out") == []
+    assert write_collection(paths, tiny, tmp_path / "out") == []
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["s0.h5", "s1.h5", "s2.h5"]
 
 
-def test_the_command_takes_several_devices(paths: list[Path], weights: Path, tmp_path: Path) -> None:
-    command = ["features", *map(str, paths), "--out", str(tmp_path / "out"), "--encoder", str(weights)]
+def test_the_command_takes_several_devices(
+    paths: list[Path],
+    encoder_file: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    command = ["features", *map(str, paths), "--out", str(tmp_path / "out"), "--encoder", str(encoder_file)]
     assert main([*command, "--device", "cpu,cpu"]) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["s0.h5", "s1.h5", "s2.h5"]
 

@@ -55,10 +55,10 @@ def test_patches_and_volume_are_one():
 
 
 def test_targets_have_no_level_and_no_contrast():
-    scaled = normalised(torch.randn(2, 3, 256) * 7 + 3)
+    scaled = normalised(torch.randn(2, 3, 256) * 7 + 3)[0]
     torch.testing.assert_close(scaled.mean(dim=2), torch.zeros(2, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(scaled.std(dim=2), torch.ones(2, 3), atol=1e-3, rtol=0)
-    assert torch.isfinite(normalised(torch.full((1, 1, 256), -1.0))).all()
+    assert torch.isfinite(normalised(torch.full((1, 1, 256), -1.0))[0]).all()
 
 
 def test_three_quarters_are_hidden_and_not_seen():
@@ -75,7 +75,7 @@ def test_three_quarters_are_hidden_and_not_seen():
 def test_only_hidden_patches_are_judged():
     net, ct = model(), torch.randn(2, *VIT.volume_shape)
     found, hidden = net.fill_in(ct, torch.Generator().manual_seed(3))
-    wanted = ((found - normalised(net.patches(ct))) ** 2)[hidden].mean()
+    wanted = ((found - normalised(net.patches(ct))[0]) ** 2)[hidden].mean()
     torch.testing.assert_close(net(ct, torch.Generator().manual_seed(3)), wanted)
 
 
@@ -104,7 +104,7 @@ def test_what_the_target_keeps_of_density(target, level, contrast):
 def test_density_is_asked_of_the_patches_that_were_seen_too():
     net, ct = model("moments"), torch.randn(1, *VIT.volume_shape)
     own = net.patches(ct)
-    answer = torch.cat([normalised(own), own.mean(2, keepdim=True), (own.std(2, keepdim=True) + 0.02).log()], dim=2)
+    answer = torch.cat([normalised(own)[0], own.mean(2, keepdim=True), (own.std(2, keepdim=True) + 0.02).log()], dim=2)
     wrong = answer.clone()
     wrong[:, 0, -2] += 1.0  # the mean of a patch that was seen
     hidden = torch.arange(own.shape[1])[None] > 0

@@ -22,14 +22,14 @@ from HARM3Logic.errors import BadCohort, BadOption, HARM3Error
 from HARM3Logic.models.lora import LoraSettings
 from Training import search, search_page, trial
 from Training.cache import Cache
-from Training.experiment import Experiment, find
+from Training.experiment import Experiment, find, shortened
 from Training.folds import Split
 from Training.history import Trial, best_of, decoded, encoded, importance, incumbents, read_history, write_history
 from Training.loop import Diverged
 from Training.optimise import Plan, optimise, workers
 from Training.runs import read_run
 from Training.search_page import Searched
-from Training.space import Choice, Float, Int, at_epochs, own, put, space_of, usual
+from Training.space import Choice, Float, Int, own, put, space_of, usual
 
 EXPERIMENT = small(learning_rate=1e-3, weight_decay=1e-3)
 SPACE = {"learning_rate": Float(1e-5, 1e-1, log=True), "config.dropout": Float(0.0, 0.5), "batch_size": Choice((2, 3, 4))}
@@ -87,11 +87,11 @@ def test_bounds_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, kind:
 def test_stages_shrink_with_the_epochs_and_leave_some_for_the_labels():
     full = Experiment("m", None, epochs=38, mask_epochs=20, frozen_epochs=18, patience=18, least_epochs=8, decay_at=(20, 30))
     for epochs in (1, 4, 13):
-        short = at_epochs(full, epochs)
+        short = shortened(full, epochs)
         assert short.epochs == epochs and short.mask_epochs < epochs and short.patience >= 1
     half = {"epochs": 19, "mask_epochs": 10, "frozen_epochs": 9, "patience": 9, "least_epochs": 4, "decay_at": (10, 15)}
-    assert at_epochs(full, 19) == dataclasses.replace(full, **half)
-    assert at_epochs(full, 38) == full
+    assert shortened(full, 19) == dataclasses.replace(full, **half)
+    assert shortened(full, 38) == full
 
 
 def test_values_come_back_as_they_were():

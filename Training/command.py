@@ -69,9 +69,13 @@ def add_table(parser: argparse.ArgumentParser, rows: str, epochs: str) -> None:
         rows, epochs: what they say of a row, and of what --epochs stands in place of.
     """
     parser.add_argument("--epochs", type=int, help=epochs)
-    parser.add_argument("--folds", type=int, help="instead of each recipe's own five; two judge every case at the least cost")
+    add_folds(parser)
     parser.add_argument("--jobs", type=int, default=1, help=f"{rows} trained side by side (default: 1)")
     add_device(parser)
+
+
+def add_folds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folds", type=int, help="instead of a recipe's own five; two judge every case at the least cost")
 
 
 def at_least(asked: argparse.Namespace, **least: int) -> None:

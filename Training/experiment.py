@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from dataclasses import dataclass, field, replace
 from pkgutil import iter_modules
 from typing import Any, Literal
@@ -130,14 +129,15 @@ def find(name: str) -> Experiment:
 
 
 def shortened(experiment: Experiment, epochs: int | None) -> Experiment:
-    """The same recipe in fewer or more epochs; each of its stages takes the same share of them."""
+    """The same recipe in fewer or more epochs: stages and waits take the same share of them, and one epoch at least learns from labels."""
     if epochs is None:
         return experiment
-    share = epochs / experiment.epochs
-    stages = {
-        name: math.ceil(getattr(experiment, name) * share)
-        for name in ("mask_epochs", "decouple_epochs", "frozen_epochs", "patience", "least_epochs")
-    }
+
+    def share(value: int) -> int:
+        return -(-value * epochs // experiment.epochs)  # rounded up: a trunk that is held stays held to the end
+
+    parts = ("mask_epochs", "decouple_epochs", "frozen_epochs", "patience", "least_epochs", "plateau")
+    stages = {name: share(getattr(experiment, name)) for name in parts}
     stages["mask_epochs"] = min(stages["mask_epochs"], max(0, epochs - 1))
-    stages["decouple_epochs"] = min(stages["decouple_epochs"], max(0, epochs - 1 - stages["mask_epochs"]))  # one epoch learns from labels
-    return replace(experiment, epochs=epochs, **stages)
+    stages["decouple_epochs"] = min(stages["decouple_epochs"], max(0, epochs - 1 - stages["mask_epochs"]))
+    return replace(experiment, epochs=epochs, decay_at=tuple(share(epoch) for epoch in experiment.decay_at), **stages)

@@ -116,12 +116,3 @@ def put(value: Any, changes: Mapping[str, Any]) -> Any:
         below = {path.partition(".")[2]: new for path, new in changes.items() if path.startswith(f"{first}.")}
         direct[first] = put(direct.get(first, getattr(value, first)), below)
     return dataclasses.replace(value, **direct)
-
-
-def at_epochs(experiment: Experiment, epochs: int) -> Experiment:
-    """The experiment in so many epochs, its stages shrunken in proportion, so that none pushes another out."""
-    share = epochs / experiment.epochs
-    stages = {name: int(getattr(experiment, name) * share) for name in ("mask_epochs", "decouple_epochs", "frozen_epochs", "least_epochs")}
-    waits = {name: max(1, round(getattr(experiment, name) * share)) for name in ("patience", "plateau") if getattr(experiment, name)}
-    decay = tuple(round(epoch * share) for epoch in experiment.decay_at)
-    return dataclasses.replace(experiment, epochs=epochs, decay_at=decay, **stages, **waits)

@@ -238,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", type=int, metavar="N", help="learning curve: learn from N patients of each fold, judge as many as ever")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's; each of its stages takes the same share of them")
     parser.add_argument("--seed", type=int, help="of folds, drawn patients and training, instead of the recipe's")
-    parser.add_argument("--folds", type=int, help="instead of the recipe's five; two judge every case at the least cost")
+    command.add_folds(parser)
     parser.add_argument("--workers", type=int, help="processes that prepare cases (default: one per core)")
     return command.run(parser, _run, arguments)
 

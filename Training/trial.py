@@ -16,10 +16,10 @@ from sklearn.metrics import roc_auc_score
 from HARM3Logic.errors import OutOfMemory
 from Training.cache import Cache
 from Training.devices import open_fabric
-from Training.experiment import Experiment
+from Training.experiment import Experiment, shortened
 from Training.folds import Split, folds
 from Training.loop import Diverged, logits, train
-from Training.space import at_epochs, put
+from Training.space import put
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -45,7 +45,7 @@ def objective(
         if threads is not None:
             torch.set_num_threads(threads)
         try:
-            areas = inner_aucs(at_epochs(put(experiment, values), epochs), tensors, rows, count, _fabric(device))
+            areas = inner_aucs(shortened(put(experiment, values), epochs), tensors, rows, count, _fabric(device))
         except (Diverged, OutOfMemory) as error:
             return None, {"reason": str(error)}
         return 1 - float(np.mean(areas)), {"inner_aucs": areas}

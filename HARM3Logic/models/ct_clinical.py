@@ -2,7 +2,7 @@
 
     ct (B D H W) --ViT--> (B L E)
     clinical (B V) --a token for each variable, or its "unknown" token--> (B V E), with a CLS token before: (B 1+V E)
-    each layer: the tokens ask the CT tokens; they ask the variables; MLP      CLS --MLP--> logit (B)
+    each layer: the tokens ask the CT tokens (first those in the middle); they ask the variables; MLP      CLS --MLP--> logit (B)
 
     fusion   cross        as drawn
              concat       the variables without the CT, CLS beside the mean CT token
@@ -88,11 +88,11 @@ class CTClinical(nn.Module):
             self.trunk = ViTTrunk(c.trunk)
             self.to_width = nn.Linear(c.trunk.width, c.width) if c.trunk.width != c.width else nn.Identity()
             self.absent = nn.Parameter(torch.randn(1, 1, c.width) * 0.02)
-        if c.fusion in ("cross", "image"):
-            self.prior = nn.Parameter(_middle(c.trunk.map_shape, c.near))
+        asks = c.fusion in ("cross", "image")
+        self.prior = nn.Parameter(_middle(c.trunk.map_shape, c.near)) if asks else None
         if self.reads:
             self.variables = _Variables(c)
-        layers = [_Layer(c, asks_ct=c.fusion in ("cross", "image"), asks_row=self.reads) for _ in range(c.layers)]
+        layers = [_Layer(c, asks_ct=asks, asks_row=self.reads) for _ in range(c.layers)]
         self.layers = nn.ModuleList(layers)
         width = 2 * c.width if c.fusion == "concat" else c.width
         self.head = nn.Sequential(
@@ -112,13 +112,13 @@ class CTClinical(nn.Module):
             tokens = torch.cat([tokens, self._row(batch, cases)], dim=1)
         to_row, to_ct = [], []
         for layer in self.layers:
-            tokens, row, image = layer(tokens, ct, self.prior if layer.ask_ct is not None else None)
+            tokens, row, image = layer(tokens, ct, self.prior)
             to_row.append(row)
             to_ct.append(image)
         attention: dict[str, Tensor] = {}
         if self.reads:
             attention["clinical"] = torch.stack(to_row).mean(dim=0)
-        if self.config.fusion in ("cross", "image"):
+        if self.prior is not None:
             assert here is not None
             attention["ct"] = torch.stack(to_ct).mean(dim=0) * here[:, None, None]
         answer = tokens[:, 0]

@@ -64,8 +64,8 @@ class MAE3D(nn.Module):
         own = self.patches(ct)
         if self.config.target == "plain":
             return ((found - own) ** 2).mean(dim=2)[hidden].mean()
-        mean, spread = _statistics(own)
-        loss = ((found[..., : own.shape[2]] - (own - mean) / spread) ** 2).mean(dim=2)[hidden].mean()
+        pattern, mean, spread = normalised(own)
+        loss = ((found[..., : own.shape[2]] - pattern) ** 2).mean(dim=2)[hidden].mean()
         if self.config.target == "moments":
             told = torch.cat([mean, (spread + LEAST).log()], dim=2)
             loss = loss + self.config.moments_weight * ((found[..., own.shape[2] :] - told) ** 2).sum(dim=2).mean()
@@ -109,18 +109,14 @@ class MAE3D(nn.Module):
         own = self.patches(ct)
         mean, spread = torch.zeros(()), torch.ones(())
         if self.config.target == "normalised":
-            mean, spread = _statistics(own)  # the answer has neither: the patch's own are lent to it
+            _, mean, spread = normalised(own)  # the answer has neither: the patch's own are lent to it
         elif self.config.target == "moments":
             mean, spread = found[..., -2:-1], (found[..., -1:].exp() - LEAST).clamp(min=0)
         filled = torch.where(hidden[..., None], found[..., : own.shape[2]] * spread + mean, own)
         return self.assemble(own.masked_fill(hidden[..., None], -1.0)), self.assemble(filled)
 
 
-def normalised(patches: Float[Tensor, "N L P"]) -> Float[Tensor, "N L P"]:
-    """Each patch with mean 0 and variance 1."""
-    mean, spread = _statistics(patches)
-    return (patches - mean) / spread
-
-
-def _statistics(patches: Float[Tensor, "N L P"]) -> tuple[Float[Tensor, "N L 1"], Float[Tensor, "N L 1"]]:
-    return patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + EVEN).sqrt()
+def normalised(patches: Float[Tensor, "N L P"]) -> tuple[Float[Tensor, "N L P"], Float[Tensor, "N L 1"], Float[Tensor, "N L 1"]]:
+    """Each patch with mean 0 and variance 1, the mean it had, and its spread."""
+    mean, spread = patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + EVEN).sqrt()
+    return (patches - mean) / spread, mean, spread
