@@ -75,6 +75,24 @@ def test_a_telling_patch_is_found_and_a_run_is_not_done_twice(tmp_path, quick, m
         mil_benchmark.benchmark("clam", bags, tmp_path / "out", 3, 1, fabric)
 
 
+def test_the_bags_that_tell_the_length_train_in_the_end(tmp_path, quick, monkeypatch):
+    bags, fabric = mil_benchmark.read_bags(write(tmp_path / "bags.csv")), open_fabric("cpu")
+    experiment = mil_benchmark.EXPERIMENTS["clam"]
+    experiment = dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, tile_features=6), patience=2, least_epochs=0)
+    split, trained, really = folds(bags.cases, 2, 0)[0], [], mil_benchmark.train
+
+    def train(how, cache, part, *rest):
+        trained.append((how.epochs, how.patience, set(part.train)))
+        return really(how, cache, part, *rest)
+
+    monkeypatch.setattr(mil_benchmark, "train", train)
+    mil_benchmark.judge(experiment, bags, split, tmp_path / "fold", fabric)
+    losses = [row["inner_loss"] for row in mil_benchmark.read_log(tmp_path / "fold" / "length")]
+    assert trained[0] == (12, 2, set(split.train))
+    assert trained[1] == (losses.index(min(losses)) + 1, 0, set(range(len(bags))) - set(split.judge))
+    assert len(mil_benchmark.read_log(tmp_path / "fold")) == trained[1][0]
+
+
 def test_a_judged_bag_cannot_move_the_model(tmp_path, quick):
     bags, fabric = mil_benchmark.read_bags(write(tmp_path / "bags.csv")), open_fabric("cpu")
     experiment = mil_benchmark.EXPERIMENTS["clam"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -29,10 +30,9 @@ def augment(
     if batch.mri is not None:
         changes |= _volumes(batch, how, draw)
     if batch.ct is not None:
-        moves = draw.moves(how)
-        changed = torch.stack([_moved(row, *move) for row, move in zip(batch.ct, moves, strict=True)])
+        changed = _moved(batch.ct, draw.moves(how))
         factor, step = (1 + how.scale * draw.normal(1, 1, 1), how.offset * draw.normal(1, 1, 1))
-        changes["ct"] = (changed * factor + step).clamp(-1, 1)  # its window; what is absent stays NaN
+        changes["ct"] = changed.mul_(factor).add_(step).clamp_(-1, 1)  # its window; what is absent stays NaN
     if batch.clinical_mask is not None:
         known = batch.clinical_mask
         changes["clinical_mask"] = known & (draw.uniform(known.shape[1]) >= how.drop_value)
@@ -78,17 +78,35 @@ def _volumes(batch: Batch, how: Augmentation, draw: _Draws) -> dict[str, torch.T
     """MRI and the masks of the tumour on it."""
     mri, shown = batch.need("mri", "mri_mask")
     moves = draw.moves(how)
-    moved = torch.stack([_moved(row, *move) for row, move in zip(mri, moves, strict=True)])
     volumes = shown.shape[1:]
     scale = 1 + how.scale * draw.normal(*volumes, 1, 1, 1)
     offset = how.offset * draw.normal(*volumes, 1, 1, 1)
     kept = shown & (draw.uniform(*volumes) >= how.drop_volume)
     kept[~kept.flatten(1).any(dim=1)] = shown[~kept.flatten(1).any(dim=1)]  # never a case without a volume
-    changes = {"mri": (moved * scale + offset) * kept[..., None, None, None], "mri_mask": kept}
+    there = kept[..., None, None, None]
+    changes = {"mri": _moved(mri, moves).mul_(scale * there).add_(offset * there), "mri_mask": kept}
     if batch.tumour is not None:
-        changes["tumour"] = torch.stack([_moved(row, *move) for row, move in zip(batch.tumour, moves, strict=True)])
+        changes["tumour"] = _moved(batch.tumour, moves)
     return changes
 
 
-def _moved(volumes: torch.Tensor, flipped: bool, shift: Sequence[int]) -> torch.Tensor:
-    return torch.roll(volumes.flip(-1) if flipped else volumes, tuple(shift), dims=(-3, -2, -1))
+def _moved(volumes: torch.Tensor, moves: Sequence[tuple[bool, list[int]]]) -> torch.Tensor:
+    """A copy, each case flipped or not, then shifted; what leaves on one side comes in on the other.
+
+    Block by block into the copy: `torch.roll` makes a new one for every axis, and fresh memory of that size costs more than the move.
+    """
+    moved = torch.empty_like(volumes)
+    for given, made, (flipped, shift) in zip(volumes, moved, moves, strict=True):
+        source = given.flip(-1) if flipped else given
+        for blocks in itertools.product(*(_parts(*axis) for axis in zip(given.shape[-3:], shift, strict=True))):
+            ends, starts = zip(*blocks, strict=True)
+            made[(..., *ends)] = source[(..., *starts)]
+    return moved
+
+
+def _parts(length: int, shift: int) -> Iterator[tuple[slice, slice]]:
+    """The parts of a shifted axis: where each comes to lie, and where it lay."""
+    shift %= length
+    yield slice(shift, length), slice(0, length - shift)
+    if shift:
+        yield slice(0, shift), slice(length - shift, length)

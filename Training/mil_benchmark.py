@@ -2,8 +2,9 @@
 
 The UCSB breast cancer bags: 58 H&E images as bags of 21 to 40 image patches, each 708 hand-made features; 26 malignant. Ten folds for
 each of five seeds, the folds, loop and statistics of every other training here, and the networks as `experiments.baselines` trains
-them, which is as their authors do: the small ones, or (_paper) those of the published width. Nothing is tuned: of the bags that are not
-judged some stop the training and the others train, and features are scaled by what the training saw of them.
+them, which is as their authors do: the small ones, or (_paper) those of the published width. Nothing is tuned, and no bag that could
+train is lost: of those that are not judged some tell first after how many epochs a model of the others is best; then all of them train
+a fresh model for as many. Features are scaled by what the training saw of them.
 
 Writes DIR/MODEL-seedS/fold-K/predictions.csv and DIR/summary.json; a stopped run goes on where it was.
 """
@@ -35,7 +36,7 @@ from Training.devices import open_fabric
 from Training.experiment import Augmentation, Experiment
 from Training.experiments import baselines
 from Training.folds import Split, folds
-from Training.loop import logits, train
+from Training.loop import logits, read_log, train
 from Training.record import same_experiment
 from Training.tabular import summarise
 
@@ -96,7 +97,11 @@ def judge(experiment: Experiment, bags: Bags, split: Split, out: Path, fabric: F
     path = out / "predictions.csv"
     if path.is_file():
         return list(pd.read_csv(path, dtype={"case_id": str}).to_dict("records"))
-    trained = train(experiment, bags, split, out, fabric)
+    train(experiment, bags, split, out / "length", fabric)
+    log = read_log(out / "length")
+    best = min(log, key=lambda row: row["inner_loss"])["epoch"]
+    everyone = dataclasses.replace(split, train=(*split.train, *split.choose))  # what chooses chooses nothing now
+    trained = train(dataclasses.replace(experiment, epochs=best + 1, patience=0, least_epochs=0), bags, everyone, out, fabric)
     found, label = logits(trained, bags, split.judge, 1, fabric.device)
     names = [bags.cases[k].case_id for k in split.judge]
     rows = [
@@ -119,7 +124,7 @@ def benchmark(model: str, bags: Bags, out: Path, count: int, repeats: int, fabri
         experiment = EXPERIMENTS[model]
         experiment = dataclasses.replace(experiment, config=dataclasses.replace(experiment.config, tile_features=features), seed=seed)
         folder = writable(out / f"{model}-seed{seed}")
-        settings = {"folds": count, "external": [], "by_centre": False, "shuffle_labels": None}
+        settings = {"folds": count, "external": [], "by_centre": False, "shuffle_labels": None, "all_train": True}
         same_experiment(folder / "experiment.json", settings, experiment)
         splits = folds(bags.cases, count, seed)
         judged.append([judge(experiment, bags, split, folder / f"fold-{split.number}", fabric) for split in splits])
