@@ -113,6 +113,23 @@ def check_page(html: str) -> None:
     assert "losses" in methods and "http" not in html.replace("http-equiv", "")
 
 
+def test_every_seed_has_folds_and_weights_of_its_own(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rows = tmp_path / "out", {name: EXPERIMENTS[name] for name in ("clam", "harm3_fusion")}
+    experiments = table1.with_seeds(rows, 2)
+    assert list(experiments) == ["clam", "harm3_fusion", "seed-1/clam", "seed-1/harm3_fusion"]
+    assert table1.train_all(experiments, cohort, out, PLACES) == {}
+    first, second = read_run(out / "runs" / "clam"), read_run(out / "runs" / "seed-1" / "clam")
+    assert first.case_id == second.case_id and first.fold != second.fold
+    assert not (out / "runs" / "seed-1" / "clam" / "measured.json").exists()  # it would cost the same
+
+    results = table1.tabulate(out, list(experiments))
+    assert [row["run"] for row in results["runs"]] == ["clam", "harm3_fusion"]
+    assert [(row["run"], row["seeds"]) for row in results["seeds"]] == [("clam", [0, 1]), ("harm3_fusion", [0, 1])]
+    html = (out / "table1.html").read_text(encoding="utf-8")
+    assert "Over 2 seeds" in html and f"{results['seeds'][0]['auc_mean']:.3f} ±" in html
+    assert "seeds,clam,auc_spread" in (out / "tables.csv").read_text(encoding="utf-8")
+
+
 def test_a_method_that_fails_does_not_stop_the_others(cohort: Path, tmp_path: Path) -> None:
     name, experiment = EXPERIMENTS["clam"]
     broken = dataclasses.replace(experiment, mask_epochs=1)  # there are masks, and CLAM does not use them
@@ -141,6 +158,8 @@ def test_every_row_of_the_paper_has_its_experiment() -> None:
     assert list(table1.chosen(["clam", "mine=harm3_fusion:compact"], "compact")) == ["clam", "mine"]
     with pytest.raises(BadOption, match="no method 'resnet'"):
         table1.chosen(["resnet"], "compact")
+    with pytest.raises(BadOption, match="has a slash"):
+        table1.chosen(["a/b=harm3_fusion:compact"], "compact")
 
 
 def test_what_the_paper_prints_is_checked() -> None:

@@ -138,6 +138,8 @@ def long_table(results: dict[str, Any]) -> list[dict[str, Any]]:
         found += tables.rows_of("methods", row["run"], row)
     for row in results.get("planned", ()):
         found += tables.rows_of("planned", f"{row['run']} - {row['reference']} {row['where']}", row)
+    for row in results.get("seeds", ()):
+        found += tables.rows_of("seeds", row["run"], {k: v for k, v in row.items() if k not in ("seeds", "aucs")})
     if results["external"]:
         found += tables.rows_of("external", results["external"]["run"], results["external"])
     return found

@@ -1,10 +1,11 @@
-"""Both tables of the paper for a cohort: python -m Training.table1 --cohort COHORT.csv --out DIR [--methods M ...] [--folds N] [--jobs N].
+"""Both tables of the paper for a cohort: python -m Training.table1 --cohort COHORT.csv --out DIR [--methods M ...] [--folds N] [--seeds N].
 
 Trains every comparison method and every row of the ablation on the same folds, one after the other or side by side (on a GPU of its own
 each where there are several), measures what each costs and where its heat lies, and compares all with HARM3-Fusion on the same cases.
 
 A stopped call goes on where it was; runs that lie finished in DIR/runs/METHOD are taken as they are. Writes into DIR: `table1.html`,
-`report.html` (the same runs as Training.evaluate reports them), `tables.csv` and `results.json`; prepared cases go to DIR/cache.
+`report.html` (the same runs as Training.evaluate reports them), `tables.csv` and `results.json`; prepared cases go to DIR/cache. With
+--seeds every row is trained anew with other folds and weights, in DIR/runs/seed-S/METHOD, and compared over all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ from HARM3Logic.device import choose
 from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
 from Training import cache as caching
-from Training import command, cost, evaluate, loop, page, published, side_by_side, start, train, trunks
+from Training import command, cost, evaluate, loop, page, published, seeds, side_by_side, start, train, trunks
 from Training.devices import open_fabric
 from Training.experiment import Experiment, find, shortened
 from Training.folds import Split
-from Training.runs import Run, read_runs
+from Training.runs import Run, read_run, read_runs
 from Training.side_by_side import Job
 
 OURS = "harm3_fusion"
@@ -47,16 +48,33 @@ def chosen(names: Sequence[str], variant: str) -> dict[str, str]:
     """The asked rows, or all of them; any other experiment may be named as LABEL=NAME:VARIANT.
 
     Raises:
-        BadOption: a row does not exist.
+        BadOption: a row does not exist, or a label is not the name of a folder.
     """
     known = methods(variant)
     asked = {}
     for name in names or known:
         label, _, experiment = name.partition("=")
+        if "/" in label:  # it names a folder, and those of further seeds lie one deeper
+            raise BadOption(f"the label {label!r} has a slash; it names a folder.", "Give one without.")
         if not experiment and label not in known:
             raise BadOption(f"there is no method {name!r}; there are {', '.join(known)}.", "Name one, or give LABEL=NAME:VARIANT.")
         asked[label] = experiment or known[label]
     return asked
+
+
+def with_seeds(experiments: Mapping[str, tuple[str, Experiment]], count: int) -> dict[str, tuple[str, Experiment]]:
+    """The rows, and after them the same with further seeds under labels of their own, as `of_seeds` finds them."""
+    found = dict(experiments)
+    for further in range(1, count):
+        for label, (name, experiment) in experiments.items():
+            seed = experiment.seed + further
+            found[f"seed-{seed}/{label}"] = name, replace(experiment, seed=seed)
+    return found
+
+
+def of_seeds(label: str, labels: Iterable[str]) -> list[str]:
+    """The labels of a row, those with further seeds after its own."""
+    return [own for own in labels if own.rpartition("/")[2] == label]
 
 
 def train_all(
@@ -92,8 +110,8 @@ def train_all(
         trainings.append(Job(label, _train, (experiment, name, cohort, out, label, tuple(external), wanted, whole), log))
         measurements.append(Job(label, _measure, (experiment, cohort, out, label, tuple(external), wanted), log))
     failed |= side_by_side.run(trainings, places)
-    # one at a time: what is timed must not share its cores
-    return failed | side_by_side.run([job for job in measurements if costs and job.name not in failed], places[:1])
+    # one at a time: what is timed must not share its cores; another seed costs the same
+    return failed | side_by_side.run([job for job in measurements if costs and job.name not in failed and "/" not in job.name], places[:1])
 
 
 def _teachings(
@@ -113,7 +131,7 @@ def _teachings(
     for of_group in alike.values():
         left = [experiment for label, experiment in of_group if not (out / "runs" / label).exists()]
         for split in train.partition(cases, left[0], False, external, False)[1] if len(left) > 1 else ():
-            name = f"trunk of fold {split.number}"
+            name = f"trunk of fold {split.number}, seed {left[0].seed}"
             jobs.append(Job(name, _teach, (left[0], split.number, cohort, out, external, wanted), out / "logs" / f"{name}.log"))
     return jobs
 
@@ -176,15 +194,23 @@ def _tensors(
 
 
 def tabulate(out: Path, labels: Sequence[str]) -> dict[str, Any]:
-    """The figures of all finished runs: those of `Training.evaluate`, and what each method costs beside the paper's figures.
+    """The figures of all finished runs: those of `Training.evaluate`, what each method costs, and what other seeds make of it.
+
+    Args:
+        labels: of rows, and where there are further seeds of each row's, as `with_seeds` names them.
 
     Raises:
-        BadOption: HARM3-Fusion is not among them, or runs cannot be compared.
+        BadOption: runs cannot be compared.
     """
-    runs = read_runs([out / "runs" / label for label in labels])
+    firsts = [label for label in labels if "/" not in label]
+    runs = read_runs([out / "runs" / label for label in firsts])
     reference = next((run for run in runs if run.name == OURS), runs[0])
     results = evaluate.evaluate(runs, reference)
     results["methods"] = [_method(run) for run in runs]
+    repeated = {label: of_seeds(label, labels) for label in firsts}
+    if len(labels) > len(firsts):
+        read = {label: [read_run(out / "runs" / own) for own in every] for label, every in repeated.items()}
+        results["seeds"] = seeds.over_seeds(read, reference.name)
     write_text(writable(out) / "table1.html", page.render_tables(results, runs, reference))
     evaluate.write(results, runs, reference, out)
     return results
@@ -208,24 +234,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", choices=VARIANTS, default=VARIANTS[0], help="sizes and training; equal: all as ours")
     command.add_external(parser)
     command.add_table(parser, "methods", "instead of each method's own; its stages shrink alike")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of every row, each with folds and weights of its own (default: 1)")
     return command.run(parser, _run, arguments)
 
 
 def _run(asked: argparse.Namespace) -> int:
-    command.at_least(asked, jobs=1, epochs=1, folds=2)
+    command.at_least(asked, jobs=1, epochs=1, folds=2, seeds=1)
     names = chosen(asked.methods, asked.variant)
     found = {label: shortened(find(name), asked.epochs) for label, name in names.items()}
-    experiments = {label: (names[label], replace(each, folds=asked.folds or each.folds)) for label, each in found.items()}
+    first = {label: (names[label], replace(each, folds=asked.folds or each.folds)) for label, each in found.items()}
+    experiments = with_seeds(first, asked.seeds)
     failed = train_all(experiments, asked.cohort, writable(asked.out), side_by_side.slots(asked.jobs, asked.device), asked.external)
     for label, reason in failed.items():
         print(f"{label} failed: {reason}", file=sys.stderr)
-    if not names.keys() - failed.keys():
+    whole = {label for label in first if not failed.keys() & set(of_seeds(label, experiments))}  # with all its seeds
+    if not whole:
         return 2
-    results = tabulate(asked.out, [label for label in names if label not in failed])
-    for row in results["runs"]:
-        print(f"{row['run']}: AUC {row['auc']}")
+    results = tabulate(asked.out, [label for label in experiments if label.rpartition("/")[2] in whole])
+    _say(results)
     print(f"Tables: {asked.out / 'table1.html'}")
     return 2 if failed else 0
+
+
+def _say(results: Mapping[str, Any]) -> None:
+    for row in results["runs"]:
+        print(f"{row['run']}: AUC {row['auc']}")
+    for row in results.get("seeds", ()):
+        line = f"{row['run']}, {len(row['aucs'])} seeds: AUC {row['auc_mean']:.3f} (spread {row['auc_spread']:.3f})"
+        if row["run"] != results["reference"]:
+            line += f"; mean logits against those of {results['reference']}: {row['difference']}, p {row['p']:.3g}"
+            line += f", after Holm {row['p_holm']:.3g}"
+        print(line)
 
 
 if __name__ == "__main__":

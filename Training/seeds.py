@@ -1,0 +1,62 @@
+"""The same experiments with several seeds: what of a difference is the method, and what the luck of folds, weights and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import logit
+
+from HARM3Logic.errors import BadOption
+from Training.comparison import auc_delong, holm, paired
+from Training.runs import Run
+
+LEAST = 1e-6  # probability, for its logit
+
+
+def over_seeds(rows: Mapping[str, Sequence[Run]], reference: str) -> list[dict[str, Any]]:
+    """Each row's AUC with each seed, and that of the mean of its logits over the seeds, against the reference's on the same cases.
+
+    The mean over the seeds has less of the luck of a single training, so that what is left between two rows is rather their own. The
+    interval and p (paired DeLong, Holm over the rows) are those of the mean: of the cases that were drawn, not of the seeds.
+
+    Args:
+        rows: label to its runs, a seed each, in the same order of seeds everywhere.
+
+    Raises:
+        BadOption: the runs do not judge the same cases, or rows have different numbers of seeds.
+    """
+    own = rows[reference]
+    for label, runs in rows.items():
+        if len(runs) != len(own) or any(run.case_id != own[0].case_id for run in runs):
+            raise BadOption(
+                f"the {len(runs)} runs of {label!r} do not judge the cases of the {len(own)} runs of {reference!r}.",
+                "Let all of them finish.",
+            )
+    truth, means = own[0].label, {label: _mean_logit(runs) for label, runs in rows.items()}
+    found: list[dict[str, Any]] = []
+    for label, runs in rows.items():
+        single = np.array([auc_delong(truth, run.probability).value for run in runs])
+        row = {
+            "run": label,
+            "seeds": [int(run.experiment["seed"]) for run in runs],
+            "aucs": single.tolist(),
+            "auc_mean": float(single.mean()),
+            "auc_spread": float(single.std(ddof=1)),
+            "auc_of_mean": auc_delong(truth, means[label]),
+        }
+        if label != reference:
+            test = paired(truth, means[reference], means[label])
+            row |= {"difference": test.difference, "p": test.p, "detectable": test.detectable}
+        found.append(row)
+    others = [row for row in found if row["run"] != reference]
+    for row, p in zip(others, holm([row["p"] for row in others]), strict=True):
+        row["p_holm"] = float(p)
+    return found
+
+
+def _mean_logit(runs: Sequence[Run]) -> Float[np.ndarray, " N"]:
+    mean: Float[np.ndarray, " N"] = np.mean([logit(np.clip(run.probability, LEAST, 1 - LEAST)) for run in runs], axis=0)
+    return mean
