@@ -3,9 +3,9 @@
 Prints cases per second of the loop (reading, changing, moving, learning) against the same forward and backward pass on batches that
 lie on the device already, epoch by epoch in turn in the same run. Then the peak memory of a training on 50 and on 200 cases, each in a
 process of its own and over the same number of cases seen: the peak of a process rises for some twenty steps, until every batch that can
-be on its way at once has met every other, and only then says something about the cohort. With --cache, too, the peak memory of
-preparing 50 and 200 cases: of the process that asks, and of the largest worker. The cases are noise, or copies of two phantoms: only
-their sizes matter.
+be on its way at once has met every other, and only then says something about the cohort. With --cache, too, cases per second of
+preparing against one process that prepares them one after the other, and the peak memory of preparing 50 and 200 cases: of the process
+that asks, and of the largest worker. The cases are noise, or copies of two phantoms: only their sizes matter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from HARM3Logic.batch import collate
 from HARM3Logic.case import Case
 from HARM3Logic.cohort import read_cohort
+from HARM3Logic.device import choose
 from HARM3Logic.phantom import write_phantoms
+from HARM3Logic.prepare import prepare
+from HARM3Logic.tile_encoder import TileEncoder
 from Training import cache as caching
 from Training import loop
 from Training.cache import Cache
@@ -38,6 +41,7 @@ from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.step import Trainee, gradients
 
+KEPT = ("mri", "mri_mask", "body", "tumour", "tiles", "tile_xy_um")
 SEEN = 400  # cases that go through the model before a peak is read
 
 
@@ -101,11 +105,35 @@ def speed(experiment: Experiment, cache: Cache, device: str, repeats: int) -> No
     print(f"loop over resident   {share:8.2f}")
 
 
-def build_cache(experiment: Experiment, folder: Path, count: int, workers: int) -> tuple[float, float]:
-    """Peak memory (MiB) of this process and of its largest worker while `count` cases are prepared."""
+def copies(folder: Path, count: int) -> list[Case]:
+    """Of two phantoms."""
     write_phantoms(folder / "phantoms", 2, seed=11, workers=0)
     two = read_cohort(folder / "phantoms" / "cohort.csv")
-    cases = [dataclasses.replace(two[k % 2], case_id=f"C{k}") for k in range(count)]
+    return [dataclasses.replace(two[k % 2], case_id=f"C{k}") for k in range(count)]
+
+
+def preparing(experiment: Experiment, folder: Path, count: int, workers: int, device: str) -> None:
+    """Print how fast cases are prepared, the start of the processes included, and how fast by a loop in this one."""
+    cases, settings, on = copies(folder, count), experiment.preprocessing, choose(device).type
+
+    def naive() -> None:
+        encoder = TileEncoder.load(experiment.tile_encoder, on)
+        for case in cases:
+            prepared = prepare(case, settings, encoder)
+            save_file({name: getattr(prepared, name) for name in KEPT}, folder / f"{case.case_id}.safetensors")
+
+    def ours() -> None:
+        caching.build(cases, settings, experiment.tile_encoder, folder / "cache", device=on, workers=workers)
+
+    rate = {name: count / seconds(work, torch.device("cpu")) for name, work in (("naive", naive), ("ours", ours))}
+    print(f"cache, {workers} processes    {rate['ours']:8.2f} cases/s   {count} cases, the start of the processes included")
+    print(f"one process, a loop   {rate['naive']:8.2f} cases/s   with {torch.get_num_threads()} threads of torch's")
+    print(f"cache over loop       {rate['ours'] / rate['naive']:8.2f}")
+
+
+def build_cache(experiment: Experiment, folder: Path, count: int, workers: int) -> tuple[float, float]:
+    """Peak memory (MiB) of this process and of its largest worker while `count` cases are prepared."""
+    cases = copies(folder, count)
     largest, done = [0.0], threading.Event()
 
     def watch() -> None:
@@ -139,7 +167,8 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--cache", action="store_true", help="also the memory of preparing cases; takes minutes")
+    parser.add_argument("--cache", action="store_true", help="also the speed and memory of preparing cases; takes minutes")
+    parser.add_argument("--prepared", type=int, default=40, help="cases that are prepared for their speed (default: 40)")
     parser.add_argument("--workers", type=int, default=2, help="processes that prepare (default: 2)")
     parser.add_argument("--only", choices=("train", "cache"), help="print the peak memory of this one thing and end")
     asked = parser.parse_args()
@@ -157,6 +186,8 @@ def main() -> None:
             print(peak_mib())
             return
         speed(experiment, cache, asked.device, asked.repeats)
+        if asked.cache:
+            preparing(experiment, Path(folder), asked.prepared, asked.workers, asked.device)
     command = [sys.executable, __file__, asked.experiment, "--tiles", str(asked.tiles), "--device", asked.device]
     if not asked.no_memory:
         compare(f"training, {SEEN} cases seen", [*command, "--only", "train"])
