@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import false_discovery_control, mannwhitneyu
+from scipy.stats import false_discovery_control, mannwhitneyu, norm
 from sklearn.metrics import roc_auc_score
 from test_loop import FABRIC
 from test_start import SCHEMA, small, write_cache
@@ -16,7 +16,7 @@ from test_start import SCHEMA, small, write_cache
 from HARM3Logic import checkpoint
 from HARM3Logic.errors import BadOption
 from Training import attention_test, metrics
-from Training.attention_stats import LEVEL, auc_drop, contrasts, recovery, relative, shares
+from Training.attention_stats import LEVEL, auc_drop, contrasts, recovery, relative, shares, stratified
 from Training.attention_test import attend, judge, planted_report
 from Training.cache import Cache
 from Training.folds import Split
@@ -26,6 +26,7 @@ from Training.train import finish
 
 NAMES = tuple("abcdefghij")
 PLANTED = ("b", "e", "h")
+ONE = ["fold-0"] * 1000
 
 
 def cohort(seed: int, effect: float, cases: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -40,30 +41,48 @@ def cohort(seed: int, effect: float, cases: int = 200) -> tuple[np.ndarray, np.n
 
 def test_each_variable_is_tested_as_scipy_does_and_corrected_over_all():
     attention, label = cohort(3, 0.2)
-    rows = contrasts(attention, label, NAMES)
-    wanted = [mannwhitneyu(attention[label == 1, v], attention[label == 0, v]) for v in range(len(NAMES))]
-    np.testing.assert_allclose([row.u for row in rows], [w.statistic for w in wanted])
+    attention[::3, 4] = attention[0, 4]  # ties
+    rows = contrasts(attention, label, NAMES, ONE[:200])
+    groups = [(attention[label == 1, v], attention[label == 0, v]) for v in range(len(NAMES))]
+    wanted = [mannwhitneyu(*pair, method="asymptotic", use_continuity=False) for pair in groups]
     np.testing.assert_allclose([row.p for row in rows], [w.pvalue for w in wanted])
     np.testing.assert_allclose([row.q for row in rows], false_discovery_control([w.pvalue for w in wanted]))
     np.testing.assert_allclose([row.larger for row in rows], [roc_auc_score(label, attention[:, v]) for v in range(len(NAMES))])
     assert rows[0].responders == pytest.approx(attention[label == 1, 0].mean()) != rows[0].others
 
 
+def test_groups_are_compared_within_folds_since_each_model_attends_in_its_own_way():
+    """Most responders are in a fold whose model gives more to all: no difference of groups, and none is found."""
+    rng = np.random.default_rng(1)
+    label = np.repeat([1, 1, 1, 0, 1, 0, 0, 0], 50)
+    fold = np.repeat(["fold-0", "fold-1"], 200)
+    values = rng.normal(size=(400, 3)) + 2.0 * (fold == "fold-0")[:, None]
+    values[:, 2] += 0.6 * label
+    larger, z = stratified(values, label, fold)
+    assert np.abs(z[:2]).max() < 2 and np.abs(larger[:2] - 0.5).max() < 0.06
+    assert z[2] > 3 and larger[2] == pytest.approx(
+        np.mean([roc_auc_score(label[fold == name], values[fold == name, 2]) for name in ("fold-0", "fold-1")])
+    )
+    assert mannwhitneyu(values[label == 1, 0], values[label == 0, 0]).pvalue < 1e-6  # all at once, the models' difference passes for one
+    alone = np.where(fold == "fold-0", 1, label)  # a fold without the other group says nothing
+    np.testing.assert_allclose(stratified(values, alone, fold)[1], stratified(values[200:], alone[200:], fold[200:])[1])
+
+
 def test_what_all_get_alike_is_not_found_and_an_empty_group_is_refused():
     attention, label = cohort(0, 1.0)
     attention[:, 0] = 0.1
-    first = contrasts(attention, label, NAMES)[0]
+    first = contrasts(attention, label, NAMES, ONE[:200])[0]
     assert (first.p, first.larger, first.found) == (1.0, 0.5, False)
     with pytest.raises(ValueError, match="0 responders"):
-        contrasts(attention, np.zeros_like(label), NAMES)
+        contrasts(attention, np.zeros_like(label), NAMES, ONE[:200])
     attention[3, 3] = np.nan
-    with pytest.raises(ValueError, match="finite"):
-        contrasts(attention, label, NAMES)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        contrasts(attention, label, NAMES, ONE[:200])
 
 
 def found_of(seed: int, effect: float) -> list[str]:
     attention, label = cohort(seed, effect)
-    return [name for name, q in zip(NAMES, relative(attention, label), strict=True) if q <= LEVEL]
+    return [name for name, q in zip(NAMES, relative(attention, label, ONE[:200]), strict=True) if q <= LEVEL]
 
 
 def test_what_was_planted_is_found_and_little_else():
@@ -80,12 +99,12 @@ def test_shares_pull_at_each_other_and_their_ratios_do_not():
     scores = rng.normal(size=(400, len(NAMES)))
     scores[:, :2] += 2 * label[:, None]
     attention = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    assert {row.name for row in contrasts(attention, label, NAMES) if row.found} == set(NAMES)
-    q = relative(attention, label)
+    assert {row.name for row in contrasts(attention, label, NAMES, ONE[:400]) if row.found} == set(NAMES)
+    q = relative(attention, label, ONE[:400])
     assert q[:2].max() < 1e-6 and q[2:].min() > LEVEL
     ratio = np.log(attention[:, :1] / attention[:, 1:2])  # of two variables alone, the ratio is all there is
-    p = mannwhitneyu(ratio[label == 1], ratio[label == 0]).pvalue[0]
-    np.testing.assert_allclose(relative(attention[:, :2], label), min(1, 1.5 * p))
+    p = mannwhitneyu(ratio[label == 1], ratio[label == 0], method="asymptotic", use_continuity=False).pvalue[0]
+    np.testing.assert_allclose(relative(attention[:, :2], label, ONE[:400]), min(1, 1.5 * p))
 
 
 def test_recovery_counts_what_it_says():
@@ -103,18 +122,19 @@ def test_the_loss_of_auc_is_the_difference_of_areas_of_the_same_cases():
     label = np.arange(60) % 2
     score = label + rng.normal(size=60)
     changed = np.stack([rng.permutation(score) for _ in range(7)])
-    drop = auc_drop(label, score, changed)
+    drop, p = auc_drop(label, score, changed)
     assert drop.value == pytest.approx(roc_auc_score(label, score) - np.mean([roc_auc_score(label, row) for row in changed]))
-    assert 0 < drop.low < drop.value < drop.high
+    assert 0 < drop.low < drop.value < drop.high and p < 0.025
     weights = metrics.resample(label, None, 50, 0)
     drawn = [
         roc_auc_score(label, score, sample_weight=w) - np.mean([roc_auc_score(label, row, sample_weight=w) for row in changed])
         for w in weights
     ]
-    few = auc_drop(label, score, changed, draws=50)
+    few, p = auc_drop(label, score, changed, draws=50)
+    assert p == pytest.approx(norm.sf(few.value / np.std(drawn, ddof=1)))
     np.testing.assert_allclose((few.low, few.high), np.quantile(drawn, metrics.LEVEL))
-    same = auc_drop(label, score, score[None])
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    same, p = auc_drop(label, score, score[None])
+    assert (same.value, same.low, same.high, p) == (0, 0, 0, 1)
 
 
 def test_shares_are_of_what_falls():
@@ -216,10 +236,7 @@ def test_runs_of_several_tables_keep_apart(tmp_path: Path):
 
 
 def test_a_planted_report_takes_both_ways_apart():
-    rows = [
-        {"name": name, "found": name in "ab", "found_relative": name in "b", "drop": Estimate(0.1, 0.01 if name in "bc" else -0.1, 0.2)}
-        for name in NAMES
-    ]
+    rows = [{"name": name, "found": name in "ab", "found_relative": name in "b", "found_drop": name in "bc"} for name in NAMES]
     told = planted_report([{"run": "x", "variables": rows}], PLANTED)
     assert told["attention"]["false_discoveries"] == (1,) and told["attention"]["found"]["b"] == 1
     assert told["relative"]["false_discoveries"] == (0,)

@@ -36,11 +36,11 @@ def headline(results: Mapping[str, Any]) -> list[str]:
     said = ", ".join(f"{row['label']} ({'more' if row['larger'] > 0.5 else 'less'} from responders)" for row in found)
     how = f"differently in responders and in others (false discovery rate {LEVEL:g})"
     lines = [f"The models look at {said} {how}." if found else f"At none of the {len(rows)} variables do the models look {how}."]
-    lost = [row["label"] for row in rows if row["drop"].low > 0]
+    lost = [row["label"] for row in rows if row["found_drop"]]
     lines.append(
-        f"Shuffled, {', '.join(lost)} cost the models some of their AUC."
+        f"Shuffled, {', '.join(lost)} cost the models some of their AUC (false discovery rate {LEVEL:g})."
         if lost
-        else "No variable costs the models AUC when it is shuffled."
+        else "No variable costs the models AUC when it is shuffled that these cases could show."
     )
     silent = [row["label"] for row in found if row["label"] not in lost]
     if silent:

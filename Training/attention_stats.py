@@ -1,6 +1,7 @@
 """What attention over variables says of two groups, how much each variable matters to the answers, and how well both find what was planted.
 
-Plain functions of arrays: N patients, V variables.
+Plain functions of arrays: N patients, V variables. Every fold's model pays attention in its own way, so that groups are compared within
+folds alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import mannwhitneyu
+from scipy.stats import norm, rankdata
 
 from Training import metrics
 from Training.comparison import benjamini_hochberg
@@ -29,7 +30,7 @@ class Contrast:
 
     Args:
         responders, others: means.
-        larger: probability that a responder's is larger than a non-responder's, ties half; 0.5 says nothing.
+        larger: probability that a responder's is larger than a non-responder's of the same fold, ties half; 0.5 says nothing.
         p, q: two-sided, and after Benjamini-Hochberg over the variables.
     """
 
@@ -37,7 +38,7 @@ class Contrast:
     responders: float
     others: float
     larger: float
-    u: float
+    z: float
     p: float
     q: float
 
@@ -46,25 +47,52 @@ class Contrast:
         return self.q <= LEVEL
 
 
-def contrasts(attention: Float[np.ndarray, "N V"], label: Int[np.ndarray, " N"], names: Sequence[str]) -> list[Contrast]:
-    """Each variable's Mann-Whitney test; one that gets the same attention from everyone has p = 1.
+def stratified(
+    values: Float[np.ndarray, "N V"], label: Int[np.ndarray, " N"], fold: Sequence[str]
+) -> tuple[Float[np.ndarray, " V"], Float[np.ndarray, " V"]]:
+    """Of each column the probability that a responder's value is the larger one within a fold, and z of the test that it is a half.
+
+    With one fold this is the Mann-Whitney test (normal approximation, ties allowed for). A fold without one of the groups says nothing.
+
+    Source: van Elteren 1960: ranks within each stratum of size n, weighed by 1 / (n + 1).
 
     Raises:
-        ValueError: a group is empty, or values are no numbers.
+        ValueError: no fold has both groups, or values are no numbers.
     """
-    groups = [attention[label == 1], attention[label == 0]]
-    if not (len(groups[0]) and len(groups[1]) and np.isfinite(attention).all()):
-        raise ValueError(f"{len(groups[0])} responders and {len(groups[1])} others, all with finite attention, cannot be compared")
-    tests = [mannwhitneyu(a, b, alternative="two-sided") for a, b in zip(groups[0].T, groups[1].T, strict=True)]
-    p = [float(test.pvalue) if math.isfinite(test.pvalue) else 1.0 for test in tests]
-    pairs = len(groups[0]) * len(groups[1])
+    shift, variance, most = np.zeros(values.shape[1]), np.zeros(values.shape[1]), 0.0
+    for name in dict.fromkeys(fold):
+        own = np.flatnonzero(np.array(fold) == name)
+        responder = label[own] == 1
+        m, n = int(responder.sum()), int((~responder).sum())
+        if not (m and n):
+            continue
+        ranks, weight = rankdata(values[own], axis=0), 1 / (m + n + 1)
+        shift += weight * (ranks[responder].sum(axis=0) - m * (m + n + 1) / 2)
+        variance += weight**2 * m * n * ranks.var(axis=0, ddof=1) / (m + n)
+        most += weight * m * n / 2
+    if not most or not np.isfinite(values).all():
+        raise ValueError(f"{int((label == 1).sum())} responders and {int((label != 1).sum())} others cannot be compared within folds")
+    z = np.divide(shift, np.sqrt(variance), out=np.zeros_like(shift), where=variance > 0)
+    return 0.5 + 0.5 * shift / most, z
+
+
+def contrasts(
+    attention: Float[np.ndarray, "N V"], label: Int[np.ndarray, " N"], names: Sequence[str], fold: Sequence[str]
+) -> list[Contrast]:
+    """Each variable's test; one that gets the same attention from everyone has p = 1.
+
+    Raises:
+        ValueError: no fold has both groups, or values are no numbers.
+    """
+    larger, z = stratified(attention, label, fold)
+    p = 2 * norm.sf(np.abs(z))
+    means = [attention[label == group].mean(axis=0).tolist() for group in (1, 0)]
     return [
-        Contrast(name, float(a.mean()), float(b.mean()), float(test.statistic) / pairs, float(test.statistic), own, float(q))
-        for name, a, b, test, own, q in zip(names, groups[0].T, groups[1].T, tests, p, benjamini_hochberg(p), strict=True)
+        Contrast(*row) for row in zip(names, *means, larger.tolist(), z.tolist(), p.tolist(), benjamini_hochberg(p).tolist(), strict=True)
     ]
 
 
-def relative(attention: Float[np.ndarray, "N V"], label: Int[np.ndarray, " N"]) -> Float[np.ndarray, " V"]:
+def relative(attention: Float[np.ndarray, "N V"], label: Int[np.ndarray, " N"], fold: Sequence[str]) -> Float[np.ndarray, " V"]:
     """p-values of each variable's ratios to all others, after Benjamini-Hochberg over the variables.
 
     Shares of one whole pull at each other: where one variable gets more, all others get less, and would be found too. Their ratios to
@@ -78,8 +106,7 @@ def relative(attention: Float[np.ndarray, "N V"], label: Int[np.ndarray, " N"]) 
         return np.ones(count)
     logs = np.log(np.maximum(attention, LEAST))
     first, second = np.triu_indices(count, 1)
-    ratio = logs[:, first] - logs[:, second]
-    p = np.nan_to_num(mannwhitneyu(ratio[label == 1], ratio[label == 0], alternative="two-sided").pvalue, nan=1.0)
+    p = 2 * norm.sf(np.abs(stratified(logs[:, first] - logs[:, second], label, fold)[1]))
     pairs = [p[(first == v) | (second == v)] for v in range(count)]
     merged = [min(1.0, float(np.quantile(own, MOST, method="higher")) / MOST) for own in pairs]
     return benjamini_hochberg(merged)
@@ -92,19 +119,21 @@ def auc_drop(
     patient: Sequence[str] | None = None,
     draws: int = metrics.DRAWS,
     seed: int = 0,
-) -> Estimate:
-    """AUC of the scores minus the mean AUC of what they become, with a bootstrap over patients of both at once.
+) -> tuple[Estimate, float]:
+    """AUC of the scores minus the mean AUC of what they become, with a bootstrap over patients of both at once, and the one-sided p.
 
     Args:
         changed: scores of the same cases, one row for each repetition.
     """
     p, n = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
     if not (p.size and n.size):
-        return Estimate(math.nan, math.nan, math.nan)
+        return Estimate(math.nan, math.nan, math.nan), math.nan
     lost = _wins(score, p, n) - np.mean([_wins(row, p, n) for row in changed], axis=0)
     weights = metrics.resample(label, patient, draws, seed)
     drawn = np.einsum("kn,kn->k", weights[:, p] @ lost, weights[:, n])
-    return metrics.interval(float(lost.mean()), drawn / (weights[:, p].sum(axis=1) * weights[:, n].sum(axis=1)))
+    drawn /= weights[:, p].sum(axis=1) * weights[:, n].sum(axis=1)
+    spread = float(np.nanstd(drawn, ddof=1))
+    return metrics.interval(float(lost.mean()), drawn), float(norm.sf(lost.mean() / spread)) if spread else 1.0
 
 
 def _wins(score: Float[np.ndarray, " N"], p: Int[np.ndarray, " P"], n: Int[np.ndarray, " M"]) -> Float[np.ndarray, "P M"]:

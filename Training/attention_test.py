@@ -1,10 +1,10 @@
 """What attention to clinical variables tells of responders: python -m Training.attention_test RUN... --out DIR [--planted NAME...].
 
 A RUN is a folder Training.train wrote with a model that pays attention to clinical variables. Every figure comes from the cases that
-each fold's model judged and did not see. Per variable: mean attention of responders and of the others, Mann-Whitney test,
-Benjamini-Hochberg over the variables, for the share and for its ratios to the other variables' shares; beside it what the out-of-fold
-AUC loses when the variable is shuffled among the judged cases of a fold, and what it loses without all clinical values or without the
-image. Attention is not importance: the page says how they differ.
+each fold's model judged and did not see. Per variable: mean attention of responders and of the others, the Mann-Whitney test within
+folds, Benjamini-Hochberg over the variables, for the share and for its ratios to the other variables' shares; beside it what the
+out-of-fold AUC loses when the variable is shuffled among the judged cases of a fold, tested and corrected alike, and what it loses
+without all clinical values or without the image. Attention is not importance: the page says how they differ.
 
 Writes into DIR: `attention.html`, `attention.csv`, `attention.json`; of several runs each into a folder of its name. With --planted,
 for cohorts whose truth is known: `planted.json`, how often those variables were found and how many others (sensitivity, false
@@ -44,6 +44,7 @@ from HARM3Logic.prediction import writable
 from Training import attention_page, command, feed, metrics
 from Training.attention_stats import LEVEL, Contrast, auc_drop, contrasts, plain, recovery, relative, shares
 from Training.cache import Cache
+from Training.comparison import benjamini_hochberg
 from Training.runs import Run, read_run
 
 REPEATS = 20
@@ -203,13 +204,17 @@ def _remembering(model: nn.Module) -> Iterator[None]:
 
 def judge(run: Run, seen: Attended, draws: int = metrics.DRAWS) -> dict[str, Any]:
     """All figures of a run."""
-    table: list[Contrast] = contrasts(seen.attention, run.label, seen.names)
-    freed = relative(seen.attention, run.label).tolist()
+    table: list[Contrast] = contrasts(seen.attention, run.label, seen.names, run.fold)
+    freed = relative(seen.attention, run.label, run.fold).tolist()
     patients = run.patients
-    drops = [auc_drop(run.label, seen.probability, row, patients, draws, SEED) for row in seen.shuffled]
-    inputs = {name: auc_drop(run.label, run.probability, p[None], patients, draws, SEED) for name, p in run.without.items()}
+    losses = [auc_drop(run.label, seen.probability, row, patients, draws, SEED) for row in seen.shuffled]
+    lost = benjamini_hochberg([p for _, p in losses]).tolist()
+    inputs = {name: auc_drop(run.label, run.probability, p[None], patients, draws, SEED)[0] for name, p in run.without.items()}
     shared = shares(inputs)
-    told = [{"known": known, "drop": drop} for known, drop in zip(seen.known.mean(axis=0).tolist(), drops, strict=True)]
+    told = [
+        {"known": known, "drop": drop, "q_drop": q, "found_drop": q <= LEVEL}
+        for known, (drop, _), q in zip(seen.known.mean(axis=0).tolist(), losses, lost, strict=True)
+    ]
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
@@ -237,7 +242,7 @@ def write(out: Path, results: dict[str, Any], run: Run, seen: Attended) -> None:
 
 
 def planted_report(results: Sequence[dict[str, Any]], planted: Sequence[str]) -> dict[str, Any]:
-    """How well the test found what decides, over the runs: by attention, and by the interval of the drop of the AUC lying above 0.
+    """How well each test found what decides, over the runs: attention, its ratios, and what the AUC loses.
 
     Raises:
         BadOption: a planted name is no variable, or the runs have different variables.
@@ -250,7 +255,7 @@ def planted_report(results: Sequence[dict[str, Any]], planted: Sequence[str]) ->
     by = {
         "attention": [[name for name, row in table.items() if row["found"]] for table in tables],
         "relative": [[name for name, row in table.items() if row["found_relative"]] for table in tables],
-        "shuffling": [[name for name, row in table.items() if row["drop"].low > 0] for table in tables],
+        "shuffling": [[name for name, row in table.items() if row["found_drop"]] for table in tables],
     }
     found = {way: dataclasses.asdict(recovery(findings, planted, names)) for way, findings in by.items()}
     return {"planted": list(planted), "runs": [result["run"] for result in results], **found}

@@ -33,7 +33,7 @@ from HARM3Logic.cohort import read_cohort
 from HARM3Logic.device import choose
 from HARM3Logic.errors import BadCheckpoint, BadOption
 from HARM3Logic.models import ct_clinical
-from HARM3Logic.models.mae3d import MAE3D, MAEConfig
+from HARM3Logic.models.mae3d import MAE3D, MAEConfig, fit_reading
 from HARM3Logic.models.vit3d import ViTTrunk, load_trunk
 from HARM3Logic.prediction import writable
 from HARM3Logic.prepare import Preprocessing
@@ -111,6 +111,9 @@ def pretrain(recipe: Recipe, crops: Crops, out: Path, device: torch.device) -> P
         if epoch % recipe.picture_every == 0 or epoch == recipe.epochs - 1:
             show = held[:SHOWN] if len(held) else train[:SHOWN]
             draw(model, _take(crops.array, show, device), writable(out / "pictures") / f"epoch-{epoch:04d}.png")
+    if model.trunk.reading is not None:
+        shares = np.split(train, range(recipe.batch_size, len(train), recipe.batch_size))
+        fit_reading(model, lambda: (_take(crops.array, share, device) for share in shares))
     seen = sorted(set(crops.patients))
     told = {"crops": len(crops.array), "patients": len(seen), **rows[-1], PATIENTS: [pseudonym(name) for name in seen]}
     write_trunk(out / TARGET, model.trunk, told)

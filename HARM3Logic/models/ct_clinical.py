@@ -3,6 +3,7 @@
     ct (B D H W) --ViT--> (B L E)
     clinical (B V) --a token for each variable, or its "unknown" token--> (B V E), with a CLS token before: (B 1+V E)
     each layer: the tokens ask the CT tokens (first those in the middle); they ask the variables; MLP      CLS --MLP--> logit (B)
+    and of each variable: its token times what is read (vit3d.Reading) where it looked in the CT, added to the logit
 
     fusion   cross        as drawn
              concat       the variables without the CT, CLS beside the mean CT token
@@ -10,7 +11,9 @@
              image        CLS asks the CT tokens alone
 
 Source: "Cross-Attention Multimodal Learning for Predicting Response to Neoadjuvant Imatinib in Gastrointestinal Stromal Tumors",
-abstract only: clinical variables and tumour-centred CT by cross-attention. Widths, depths and the form of the tokens are ours.
+abstract only: clinical variables and tumour-centred CT by cross-attention. Widths, depths, the form of the tokens and the products are
+ours; products of two inputs as a low-rank bilinear form: Kim et al. 2017; a small factor on what attention finds: LayerScale, Touvron et
+al. 2021.
 Re-implementation; official code not available.
 """
 
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.clinical import Scaling, gist
-from HARM3Logic.errors import MissingInput
+from HARM3Logic.errors import BadOption, MissingInput
 from HARM3Logic.models.layers import CrossAttention
 from HARM3Logic.models.output import CamLayer, Output
 from HARM3Logic.models.vit3d import ViTConfig, ViTTrunk
@@ -42,6 +45,10 @@ class CTClinicalConfig:
         scaling: of the numbers, fitted on the cases that trained; empty leaves them as they are.
         width, heads, layers, hidden: of the fusion.
         near: how far from the middle of the crop, where the tumour is, CT tokens are asked at the start, as a share of half its edges.
+        layer_scale: start of a factor, learned for each channel, on what the tokens of variables find in the CT; 0 leaves it out. A small
+            one keeps few labels from learning by heart what tells patients apart.
+        products: how many times the products of variables and readings count; 0 leaves them out. They are what lets few labels learn
+            that a value turns what the CT means. Of cross-attention alone, and of a trunk with readings.
         needs: inputs that may not be missing; without `ct` in it a learned token stands in for an absent CT.
     """
 
@@ -56,6 +63,8 @@ class CTClinicalConfig:
     dropout: float = 0.1
     head: int = 128
     near: float = 0.35
+    layer_scale: float = 0.0
+    products: float = 0.0
     needs: tuple[str, ...] = ()
 
 
@@ -67,11 +76,14 @@ def paper() -> CTClinicalConfig:
 def compact() -> CTClinicalConfig:
     """Under 1 M parameters, for the demo and for processors without a GPU."""
     return CTClinicalConfig(
-        trunk=ViTConfig(volume_shape=(16, 48, 48), patch=(4, 8, 8), width=96, heads=4, layers=4, hidden=192),
+        trunk=ViTConfig(volume_shape=(16, 48, 48), patch=(4, 8, 8), width=96, heads=4, layers=4, hidden=192, readings=2),
         width=96,
         heads=8,
         hidden=192,
         head=32,
+        near=0.2,
+        layer_scale=0.1,
+        products=3.0,
     )
 
 
@@ -94,6 +106,10 @@ class CTClinical(nn.Module):
             self.variables = _Variables(c)
         layers = [_Layer(c, asks_ct=asks, asks_row=self.reads) for _ in range(c.layers)]
         self.layers = nn.ModuleList(layers)
+        if c.products and not c.trunk.readings:
+            raise BadOption(f"products count {c.products} times, and the trunk has no readings.", "Give it some or leave out the products.")
+        multiplies = c.products and c.fusion == "cross"
+        self.products = _Products(c) if multiplies else None
         width = 2 * c.width if c.fusion == "concat" else c.width
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, c.head), nn.GELU(), nn.Dropout(c.dropout), nn.Linear(c.head, 1)
@@ -107,13 +123,14 @@ class CTClinical(nn.Module):
         """
         cases = len(batch)
         tokens = self.cls.expand(cases, -1, -1)
-        ct, here = self._ct_tokens(batch) if self.sees else (None, None)
+        ct, here, reading = self._ct_tokens(batch) if self.sees else (None, None, None)
         if self.reads:
-            tokens = torch.cat([tokens, self._row(batch, cases)], dim=1)
+            row = self._row(batch, cases)
+            tokens = torch.cat([tokens, row], dim=1)
         to_row, to_ct = [], []
         for layer in self.layers:
-            tokens, row, image = layer(tokens, ct, self.prior)
-            to_row.append(row)
+            tokens, among, image = layer(tokens, ct, self.prior)
+            to_row.append(among)
             to_ct.append(image)
         attention: dict[str, Tensor] = {}
         if self.reads:
@@ -125,7 +142,11 @@ class CTClinical(nn.Module):
         if self.config.fusion == "concat":
             assert ct is not None
             answer = torch.cat([answer, ct.mean(dim=1)], dim=1)
-        return Output(self.head(answer)[:, 0], {}, attention)
+        logit = self.head(answer)[:, 0]
+        if self.products is not None:
+            assert reading is not None
+            logit = logit + self.products(row, attention["ct"][:, 1:] @ reading)
+        return Output(logit, {}, attention)
 
     def inputs(self) -> tuple[str, ...]:
         """What the model can read."""
@@ -140,8 +161,8 @@ class CTClinical(nn.Module):
         if self.sees:
             self.trunk.requires_grad_(not held).train(not held)
 
-    def _ct_tokens(self, batch: Batch) -> tuple[Float[Tensor, "B L E"], Bool[Tensor, " B"]]:
-        """The tokens of each case's CT, the stand-in for an absent one, and whose is there."""
+    def _ct_tokens(self, batch: Batch) -> tuple[Float[Tensor, "B L E"], Bool[Tensor, " B"], Float[Tensor, "B L R"] | None]:
+        """The tokens of each case's CT, the stand-in for an absent one, whose is there, and what is read off the tokens."""
         c, shape = self.config, self.config.trunk.map_shape
         needed = "ct" in c.needs or c.fusion == "image"
         if batch.ct is None:
@@ -153,11 +174,13 @@ class CTClinical(nn.Module):
             if needed and not here.all():
                 raise MissingInput(f"a case has no ct; {', '.join(c.needs) or 'ct'} must be there for this model.", "Load the CT.")
         full = self.absent.expand(len(here), shape[0] * shape[1] * shape[2], -1)
+        reading = full.new_zeros(*full.shape[:2], c.trunk.readings) if self.products is not None else None
         if batch.ct is not None and here.any():
-            seen = self.to_width(self.trunk(batch.ct[here]))
-            full = full.to(seen.dtype).clone()
-            full[here] = seen
-        return full, here
+            tokens = self.trunk(batch.ct[here])
+            full = _put(full, here, self.to_width(tokens))
+            if reading is not None and self.trunk.reading is not None:
+                reading = _put(reading, here, self.trunk.reading(tokens))
+        return full, here, reading
 
     def _row(self, batch: Batch, cases: int) -> Float[Tensor, "B V E"]:
         """The tokens of the variables; without a row at all every one is unknown, where the CT can answer alone."""
@@ -210,7 +233,7 @@ class _Layer(nn.Module):
 
     def __init__(self, c: CTClinicalConfig, *, asks_ct: bool, asks_row: bool) -> None:
         super().__init__()
-        self.ask_ct = _Ask(c.width, c.heads, c.dropout) if asks_ct else None
+        self.ask_ct = _Ask(c.width, c.heads, c.dropout, c.layer_scale if asks_row else 0.0) if asks_ct else None
         self.ask_row = _Ask(c.width, c.heads, c.dropout) if asks_row else None
         self.mlp = nn.Sequential(
             nn.LayerNorm(c.width), nn.Linear(c.width, c.hidden), nn.GELU(), nn.Dropout(c.dropout),
@@ -234,18 +257,42 @@ class _Layer(nn.Module):
 class _Ask(nn.Module):
     """Attention with the norms and the projection that a residual sum needs."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, scale: float = 0.0) -> None:
         super().__init__()
         self.norm_asking, self.norm_answering = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = CrossAttention(width, heads)
         self.out = nn.Linear(width, width)
+        self.scale = nn.Parameter(torch.full((width,), scale)) if scale else None
         self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, asking: Float[Tensor, "B Q E"], answering: Float[Tensor, "B L E"], prior: Float[Tensor, " L"] | None = None
     ) -> tuple[Float[Tensor, "B Q E"], Float[Tensor, "B Q L"]]:
         mixed, attention = self.attention(self.norm_asking(asking), self.norm_answering(answering), prior=prior)
-        return self.dropout(self.out(mixed)), attention
+        found = self.dropout(self.out(mixed))
+        return found if self.scale is None else found * self.scale, attention
+
+
+class _Products(nn.Module):
+    """What the value of each variable makes of what was read in the CT, added up: nothing at the start."""
+
+    def __init__(self, c: CTClinicalConfig) -> None:
+        super().__init__()
+        self.gain = c.products
+        self.norm = nn.LayerNorm(c.width)
+        self.dropout = nn.Dropout(c.dropout)
+        self.weigh = nn.Linear(c.width, c.trunk.readings, bias=False)
+        nn.init.zeros_(self.weigh.weight)
+
+    def forward(self, row: Float[Tensor, "B V E"], found: Float[Tensor, "B V R"]) -> Float[Tensor, " B"]:
+        return self.gain * (self.weigh(self.dropout(self.norm(row))) * found).sum(dim=(1, 2))
+
+
+def _put(into: Float[Tensor, "B L E"], here: Bool[Tensor, " B"], some: Float[Tensor, "b L E"]) -> Float[Tensor, "B L E"]:
+    """A copy with the cases that are there."""
+    full = into.to(some.dtype).clone()
+    full[here] = some
+    return full
 
 
 def _middle(shape: tuple[int, int, int], near: float) -> Float[Tensor, " L"]:

@@ -11,6 +11,7 @@ Source: He et al. 2022, sections 3 and 4.1 (mask ratio, loss on hidden patches, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,9 +19,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from HARM3Logic.errors import BadOption
 from HARM3Logic.models.vit3d import ViTConfig, ViTTrunk, block
 
 EVEN = 1e-6  # added to a patch's variance: air is the same everywhere
+RIDGE = 1e-3  # of a token's square, in reading
+ALIKE = 0.05  # least spread of a reading: where all crops show air it has none
 LEAST = 0.02  # added to a patch's spread before its logarithm: noise of 5 HU in a window of 500
 
 
@@ -49,6 +53,11 @@ class MAE3D(nn.Module):
     def __init__(self, config: MAEConfig = MAEConfig()) -> None:
         super().__init__()
         self.config = c = config
+        if c.trunk.readings and (c.trunk.readings != 2 or c.target != "moments"):
+            raise BadOption(
+                f"the trunk has {c.trunk.readings} readings and the target is {c.target!r}; a target of moments teaches 2, others none.",
+                "Correct the recipe.",
+            )
         self.trunk = ViTTrunk(c.trunk)
         d, h, w = c.trunk.map_shape
         p, q, r = c.trunk.patch
@@ -64,10 +73,10 @@ class MAE3D(nn.Module):
         own = self.patches(ct)
         if self.config.target == "plain":
             return ((found - own) ** 2).mean(dim=2)[hidden].mean()
-        pattern, mean, spread = normalised(own)
+        pattern, _, _ = normalised(own)
         loss = ((found[..., : own.shape[2]] - pattern) ** 2).mean(dim=2)[hidden].mean()
         if self.config.target == "moments":
-            told = torch.cat([mean, (spread + LEAST).log()], dim=2)
+            told = moments(own)
             loss = loss + self.config.moments_weight * ((found[..., own.shape[2] :] - told) ** 2).sum(dim=2).mean()
         return loss
 
@@ -114,6 +123,35 @@ class MAE3D(nn.Module):
             mean, spread = found[..., -2:-1], (found[..., -1:].exp() - LEAST).clamp(min=0)
         filled = torch.where(hidden[..., None], found[..., : own.shape[2]] * spread + mean, own)
         return self.assemble(own.masked_fill(hidden[..., None], -1.0)), self.assemble(filled)
+
+
+def moments(patches: Float[Tensor, "N L P"]) -> Float[Tensor, "N L 2"]:
+    """Mean and logarithm of the spread of each patch."""
+    _, mean, spread = normalised(patches)
+    return torch.cat([mean, (spread + LEAST).log()], dim=2)
+
+
+@torch.inference_mode()
+def fit_reading(model: MAE3D, batches: Callable[[], Iterable[Float[Tensor, "N D H W"]]]) -> None:
+    """Let the trunk's readings be mean and log-spread of each patch as a line through its token tells them best, in place.
+
+    Ridge regression on whole crops; then, at each place, less their mean over the crops and over their spread.
+    """
+    trunk, reading = model.eval().trunk, model.trunk.reading
+    assert reading is not None
+    width = trunk.config.width
+    square = reading.linear.weight.new_zeros(width + 1, width + 1, dtype=torch.float64)
+    product = square.new_zeros(width + 1, trunk.config.readings)
+    for ct in batches():
+        tokens = nn.functional.pad(trunk(ct), (0, 1), value=1.0).double().flatten(0, 1)
+        square += tokens.T @ tokens
+        product += tokens.T @ moments(model.patches(ct)).double().flatten(0, 1)
+    shrink = RIDGE * square[-1, -1] * torch.eye(width + 1, dtype=square.dtype, device=square.device)
+    shrink[-1, -1] = 0.0  # not the constant, which goes into what is usual
+    reading.linear.weight.copy_(torch.linalg.solve(square + shrink, product)[:-1].T)
+    found = torch.cat([reading.linear(trunk(ct)) for ct in batches()])
+    reading.usual.copy_(found.mean(dim=0))
+    reading.spread.copy_(found.std(dim=0, unbiased=False).clamp(min=ALIKE))
 
 
 def normalised(patches: Float[Tensor, "N L P"]) -> tuple[Float[Tensor, "N L P"], Float[Tensor, "N L 1"], Float[Tensor, "N L 1"]]:

@@ -1,6 +1,7 @@
 """3D vision transformer trunk: a volume to a grid of tokens.
 
     (N D H W) -> patches, each a token with its place (N L E) -> layers of self-attention and MLP -> (N E d h w)
+    reading: tokens -> a few numbers that pretraining has found in each (N L R), against what is usual at its place
 
 Source: Dosovitskiy et al. 2021, built from timm's blocks. Its class token is left out: what asks the tokens lies outside.
 """
@@ -23,6 +24,7 @@ class ViTConfig:
 
     Args:
         patch: voxels of a token, D H W; each divides the volume.
+        readings: numbers that are read off each token; 0 has no such layer.
     """
 
     volume_shape: tuple[int, int, int] = (48, 96, 96)
@@ -32,6 +34,7 @@ class ViTConfig:
     layers: int = 12
     hidden: int = 1536
     dropout: float = 0.0
+    readings: int = 0
 
     @property
     def map_shape(self) -> tuple[int, int, int]:
@@ -58,6 +61,7 @@ class ViTTrunk(nn.Module):
         self.places = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, d * h * w, c.width), std=0.02))
         self.layers = nn.ModuleList(block(c.width, c.heads, c.hidden, c.dropout) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width)
+        self.reading = Reading(c.width, c.readings, d * h * w) if c.readings else None
         self.map = nn.Identity()  # the last tokens as a grid, by a name that Grad-CAM can take
 
     def forward(self, volumes: Float[Tensor, "N D H W"]) -> Float[Tensor, "N L E"]:
@@ -74,6 +78,27 @@ class ViTTrunk(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens)
         return self.norm(tokens)
+
+
+class Reading(nn.Module):
+    """A few numbers of every token, less what is usual at its place and over how much they vary there.
+
+    Many directions of a token tell patients apart and few tell what a tumour is like; few labels cannot find these among the others.
+    From pretraining come weights and what is usual (`mae3d.fit_reading`); without it the weights are random and learn.
+    """
+
+    usual: Tensor
+    spread: Tensor
+
+    def __init__(self, width: int, count: int, places: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, count, bias=False)
+        nn.init.normal_(self.linear.weight, std=width**-0.5)  # the tokens were normalised: about unit spread from the start
+        self.register_buffer("usual", torch.zeros(places, count))
+        self.register_buffer("spread", torch.ones(places, count))
+
+    def forward(self, tokens: Float[Tensor, "N L E"]) -> Float[Tensor, "N L R"]:
+        return (self.linear(tokens) - self.usual) / self.spread
 
 
 def load_trunk(trunk: ViTTrunk, weights: Mapping[str, Tensor], where: str) -> None:
