@@ -167,6 +167,60 @@ def test_an_explanation_leaves_out_each_input_and_each_variable():
     assert explain(net("image"), given).without_variable is None
 
 
+WIDE = {"trunk": dataclasses.replace(VIT, readings=2), "wide": 3.0}
+
+
+@torch.no_grad()
+def test_the_straight_answer_says_nothing_at_the_start():
+    model, given = net(**WIDE), batch()
+    logit = model(given).logit
+    model.wide = None
+    assert torch.equal(model(given).logit, logit)
+
+
+@torch.no_grad()
+def test_a_value_is_multiplied_by_what_is_read_where_it_looked():
+    model, given = net(**WIDE), batch()
+    before = model(given)
+    model.wide.weigh.weight.normal_()
+    after = model(given)
+    weights = model.wide.weigh(model.wide.norm(model.variables(given.clinical, given.clinical_mask)))  # (B, V, 1 + R)
+    found = torch.einsum("bvl,blr->bvr", before.attention["ct"][:, 1:], model.trunk.reading(model.trunk(given.ct)))
+    expected = 3.0 * (weights[..., 0] + (weights[..., 1:] * found).sum(dim=2)).sum(dim=1)
+    torch.testing.assert_close(after.logit - before.logit, expected)
+
+
+@torch.no_grad()
+def test_without_a_ct_the_values_speak_alone():
+    model, given = net(**WIDE), batch()
+    given = dataclasses.replace(given, ct=torch.full_like(given.ct, torch.nan))
+    before = model(given).logit
+    model.wide.weigh.weight.normal_()
+    told = model.variables(given.clinical, given.clinical_mask)
+    torch.testing.assert_close(model(given).logit - before, 3.0 * model.wide.weigh(model.wide.norm(told))[..., 0].sum(dim=1))
+
+
+@pytest.mark.parametrize(("fusion", "weights"), [("cross", 3), ("concat", 1), ("clinical", 1), ("image", 0)])
+def test_only_cross_attention_multiplies(fusion, weights):
+    wide = net(fusion, **WIDE).wide
+    assert (0 if wide is None else len(wide.weigh.weight)) == weights
+
+
+@torch.no_grad()
+def test_what_is_found_in_the_ct_counts_by_its_factor():
+    """Of variables that read a CT; where the CT is all there is it counts in full."""
+    small, given = net(layer_scale=0.01), batch()
+    other = dataclasses.replace(given, ct=given.ct.flip(0))
+    moved = [float((model(other).logit - model(given).logit).abs().max()) for model in (small, net())]
+    assert 0 < moved[0] < 0.2 * moved[1]
+    assert net("image", layer_scale=0.01).state_dict().keys() == net("image").state_dict().keys()
+
+
+def test_a_config_of_before_builds_the_model_of_before():
+    names = net().state_dict().keys()
+    assert not [name for name in names if "reading" in name or "wide" in name or name.endswith("ask_ct.scale")]
+
+
 def test_a_held_trunk_does_not_learn():
     model = net().train()
     model.hold_trunk(True)

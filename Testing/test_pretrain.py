@@ -13,7 +13,7 @@ from test_ct_clinical import net
 from HARM3Logic import phantom_gist
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.errors import BadCheckpoint, BadCohort, BadOption
-from HARM3Logic.models.mae3d import MAE3D, MAEConfig, normalised
+from HARM3Logic.models.mae3d import MAE3D, MAEConfig, fit_reading, normalised
 from HARM3Logic.models.vit3d import ViTConfig, ViTTrunk
 from HARM3Logic.prepare import Preprocessing
 from Training import pretrain
@@ -113,6 +113,45 @@ def test_density_is_asked_of_the_patches_that_were_seen_too():
         net.fill_in = lambda *_, given=given: (given, hidden)
         losses.append(float(net(ct)))
     assert losses[1] - losses[0] == pytest.approx(net.config.moments_weight / own.shape[1], rel=1e-4)
+
+
+READING = MAEConfig(dataclasses.replace(VIT, readings=2), target="moments", width=16, heads=2, layers=1, hidden=32)
+
+
+@torch.no_grad()
+def test_readings_tell_density_and_its_spread_against_what_is_usual_at_the_place():
+    torch.manual_seed(0)
+    net = MAE3D(READING)
+    net.trunk.norm = torch.nn.Identity()  # so that a line through the token can tell the density
+    light = torch.randn(200, 1, 1, 1)
+    crops = light + torch.linspace(0, 3, 16)[:, None] + 0.1 * torch.randn(200, *VIT.volume_shape)
+    fit_reading(net, lambda: crops.split(50))
+    found = net.trunk.reading(net.trunk(crops))
+    assert found.shape == (200, 8, 2)
+    torch.testing.assert_close(found.mean(dim=0), torch.zeros(8, 2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found[..., 0].std(dim=0), torch.ones(8), atol=0.01, rtol=0)
+    assert found[..., 1].std(dim=0).max() < 1.01
+    for place in range(8):
+        assert np.corrcoef(found[:, place, 0], light.flatten())[0, 1] > 0.95  # not minus it
+
+
+def test_a_reading_is_kept_with_the_trunk(tmp_path):
+    recipe = dataclasses.replace(RECIPE, mae=READING)
+    made = pretrain.pretrain(recipe, some(), tmp_path, CPU)
+    into = net(trunk=READING.trunk, wide=1.0)
+    pretrain.load_pretrained(into.trunk, made)
+    assert into.trunk.reading.usual.abs().max() > 0
+    crops = torch.from_numpy(some().array[pretrain._split(some().patients, recipe.seed)[0]].astype(np.float32))
+    found = into.trunk.reading(into.trunk(crops))
+    torch.testing.assert_close(found.mean(dim=0), torch.zeros(8, 2), atol=1e-3, rtol=0)
+    with pytest.raises(BadCheckpoint, match="readings 2; the model's has 0"):
+        pretrain.load_pretrained(net().trunk, made)
+
+
+@pytest.mark.parametrize("wrong", [{"target": "normalised"}, {"trunk": dataclasses.replace(VIT, readings=3)}])
+def test_readings_need_a_target_that_teaches_them(wrong):
+    with pytest.raises(BadOption, match="readings"):
+        MAE3D(dataclasses.replace(READING, **wrong))
 
 
 def test_plain_targets_are_judged_as_they_are():

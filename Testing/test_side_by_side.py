@@ -37,5 +37,8 @@ def test_jobs_run_side_by_side_in_processes_of_their_own(tmp_path: Path) -> None
 def test_places_share_out_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(side_by_side.torch, "get_num_threads", lambda: 8)
     assert side_by_side.slots(3) == [("cuda:0", 2), ("cuda:1", 2), ("cuda:0", 2)]
     assert side_by_side.slots(1, "cpu") == [("cpu", 8)]
+    monkeypatch.setattr(side_by_side.torch, "get_num_threads", lambda: 1)  # as OMP_NUM_THREADS=1 has it
+    assert side_by_side.slots(2, "cpu") == [("cpu", 1)] * 2

@@ -205,10 +205,11 @@ def load_pretrained(trunk: ViTTrunk, path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     plain = json.loads(json.dumps(asdict(trunk.config)))
-    differ = [key for key, value in plain.items() if told["config"].get(key) != value and key != "dropout"]
+    own = {"readings": 0} | told["config"]  # files from before there were any
+    differ = [key for key, value in plain.items() if own.get(key) != value and key != "dropout"]
     if differ:
         raise BadCheckpoint(
-            f"{path.name!r} is of a trunk with {differ[0]} {told['config'].get(differ[0])}; the model's has {plain[differ[0]]}.",
+            f"{path.name!r} is of a trunk with {differ[0]} {own.get(differ[0])}; the model's has {plain[differ[0]]}.",
             "Pretrain a trunk of the same shape.",
         )
     load_trunk(trunk, weights, path.name)

@@ -33,9 +33,13 @@ class Job:
 
 
 def slots(count: int, device: str = "auto") -> list[tuple[str, int]]:
-    """Device and torch threads of each of `count` processes: GPUs in turn where there are several, cores shared out."""
+    """Device and torch threads of each of `count` processes: GPUs in turn where there are several, cores shared out.
+
+    No more threads than torch itself would take here, which is what OMP_NUM_THREADS says: on cores that others keep busy, two threads
+    wait for each other and are many times slower than one.
+    """
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    threads = max(1, (os.cpu_count() or 1) // count)
+    threads = max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // count))
     return [(f"cuda:{k % gpus}" if gpus > 1 else device, threads) for k in range(count)]
 
 

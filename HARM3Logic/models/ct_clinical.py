@@ -3,7 +3,7 @@
     ct (B D H W) --ViT--> (B L E)
     clinical (B V) --a token for each variable, or its "unknown" token--> (B V E), with a CLS token before: (B 1+V E)
     each layer: the tokens ask the CT tokens (first those in the middle); they ask the variables; MLP      CLS --MLP--> logit (B)
-    and of each variable: its token times what is read (vit3d.Reading) where it looked in the CT, added to the logit
+    beside it (wide): each variable's value, and times what is read (vit3d.Reading) where it looked in the CT, straight to the logit
 
     fusion   cross        as drawn
              concat       the variables without the CT, CLS beside the mean CT token
@@ -11,9 +11,9 @@
              image        CLS asks the CT tokens alone
 
 Source: "Cross-Attention Multimodal Learning for Predicting Response to Neoadjuvant Imatinib in Gastrointestinal Stromal Tumors",
-abstract only: clinical variables and tumour-centred CT by cross-attention. Widths, depths, the form of the tokens and the products are
-ours; products of two inputs as a low-rank bilinear form: Kim et al. 2017; a small factor on what attention finds: LayerScale, Touvron et
-al. 2021.
+abstract only: clinical variables and tumour-centred CT by cross-attention. Widths, depths and the form of the tokens are ours. A linear
+answer with products beside a deep one: Cheng et al. 2016 (wide and deep); that they are of values and readings of the CT is ours. A small
+factor on what attention finds: LayerScale, Touvron et al. 2021.
 Re-implementation; official code not available.
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.clinical import Scaling, gist
-from HARM3Logic.errors import BadOption, MissingInput
+from HARM3Logic.errors import MissingInput
 from HARM3Logic.models.layers import CrossAttention
 from HARM3Logic.models.output import CamLayer, Output
 from HARM3Logic.models.vit3d import ViTConfig, ViTTrunk
@@ -47,8 +47,8 @@ class CTClinicalConfig:
         near: how far from the middle of the crop, where the tumour is, CT tokens are asked at the start, as a share of half its edges.
         layer_scale: start of a factor, learned for each channel, on what the tokens of variables find in the CT; 0 leaves it out. A small
             one keeps few labels from learning by heart what tells patients apart.
-        products: how many times the products of variables and readings count; 0 leaves them out. They are what lets few labels learn
-            that a value turns what the CT means. Of cross-attention alone, and of a trunk with readings.
+        wide: how many times the straight answer of the variables counts; 0 leaves it out. Its products with readings, which cross-attention
+            alone has, let few labels learn that a value turns what the CT means.
         needs: inputs that may not be missing; without `ct` in it a learned token stands in for an absent CT.
     """
 
@@ -64,7 +64,7 @@ class CTClinicalConfig:
     head: int = 128
     near: float = 0.35
     layer_scale: float = 0.0
-    products: float = 0.0
+    wide: float = 0.0
     needs: tuple[str, ...] = ()
 
 
@@ -82,8 +82,8 @@ def compact() -> CTClinicalConfig:
         hidden=192,
         head=32,
         near=0.2,
-        layer_scale=0.1,
-        products=3.0,
+        layer_scale=0.01,
+        wide=6.0,
     )
 
 
@@ -106,10 +106,7 @@ class CTClinical(nn.Module):
             self.variables = _Variables(c)
         layers = [_Layer(c, asks_ct=asks, asks_row=self.reads) for _ in range(c.layers)]
         self.layers = nn.ModuleList(layers)
-        if c.products and not c.trunk.readings:
-            raise BadOption(f"products count {c.products} times, and the trunk has no readings.", "Give it some or leave out the products.")
-        multiplies = c.products and c.fusion == "cross"
-        self.products = _Products(c) if multiplies else None
+        self.wide = _Wide(c) if c.wide and self.reads else None
         width = 2 * c.width if c.fusion == "concat" else c.width
         self.head = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, c.head), nn.GELU(), nn.Dropout(c.dropout), nn.Linear(c.head, 1)
@@ -143,9 +140,8 @@ class CTClinical(nn.Module):
             assert ct is not None
             answer = torch.cat([answer, ct.mean(dim=1)], dim=1)
         logit = self.head(answer)[:, 0]
-        if self.products is not None:
-            assert reading is not None
-            logit = logit + self.products(row, attention["ct"][:, 1:] @ reading)
+        if self.wide is not None:
+            logit = logit + self.wide(row, None if reading is None else attention["ct"][:, 1:] @ reading)
         return Output(logit, {}, attention)
 
     def inputs(self) -> tuple[str, ...]:
@@ -174,7 +170,8 @@ class CTClinical(nn.Module):
             if needed and not here.all():
                 raise MissingInput(f"a case has no ct; {', '.join(c.needs) or 'ct'} must be there for this model.", "Load the CT.")
         full = self.absent.expand(len(here), shape[0] * shape[1] * shape[2], -1)
-        reading = full.new_zeros(*full.shape[:2], c.trunk.readings) if self.products is not None else None
+        multiplies = self.wide is not None and self.wide.readings > 0
+        reading = full.new_zeros(*full.shape[:2], c.trunk.readings) if multiplies else None
         if batch.ct is not None and here.any():
             tokens = self.trunk(batch.ct[here])
             full = _put(full, here, self.to_width(tokens))
@@ -273,19 +270,21 @@ class _Ask(nn.Module):
         return found if self.scale is None else found * self.scale, attention
 
 
-class _Products(nn.Module):
-    """What the value of each variable makes of what was read in the CT, added up: nothing at the start."""
+class _Wide(nn.Module):
+    """What each value says by itself and what it makes of what was read in the CT, added up: nothing at the start."""
 
     def __init__(self, c: CTClinicalConfig) -> None:
         super().__init__()
-        self.gain = c.products
+        self.gain, self.readings = c.wide, c.trunk.readings * (c.fusion == "cross")
         self.norm = nn.LayerNorm(c.width)
         self.dropout = nn.Dropout(c.dropout)
-        self.weigh = nn.Linear(c.width, c.trunk.readings, bias=False)
+        self.weigh = nn.Linear(c.width, 1 + self.readings, bias=False)
         nn.init.zeros_(self.weigh.weight)
 
-    def forward(self, row: Float[Tensor, "B V E"], found: Float[Tensor, "B V R"]) -> Float[Tensor, " B"]:
-        return self.gain * (self.weigh(self.dropout(self.norm(row))) * found).sum(dim=(1, 2))
+    def forward(self, row: Float[Tensor, "B V E"], found: Float[Tensor, "B V R"] | None) -> Float[Tensor, " B"]:
+        weights = self.weigh(self.dropout(self.norm(row)))
+        alone = weights[..., 0].sum(dim=1)
+        return self.gain * (alone if found is None else alone + (weights[..., 1:] * found).sum(dim=(1, 2)))
 
 
 def _put(into: Float[Tensor, "B L E"], here: Bool[Tensor, " B"], some: Float[Tensor, "b L E"]) -> Float[Tensor, "B L E"]:
