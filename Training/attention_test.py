@@ -181,6 +181,7 @@ class _Remembering(nn.Module):
     def __init__(self, trunk: nn.Module) -> None:
         super().__init__()
         self.trunk, self.answers = trunk, dict[bytes, Tensor]()
+        self.reading = getattr(trunk, "reading", None)  # what a model reads off the tokens is the trunk's own
 
     def forward(self, image: Tensor) -> Tensor:
         key = hashlib.sha256(image.cpu().numpy().tobytes()).digest()
