@@ -161,6 +161,31 @@ def test_an_abandoned_feed_lets_its_reader_go(cache: Cache) -> None:
     assert threading.active_count() == before
 
 
+def test_the_reader_takes_no_core_from_the_model_and_leaves_no_trace(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def elsewhere() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    def seen() -> set[int]:
+        found: set[int] = set()
+        for _ in feed.batches(cache, feed.groups(range(8), 4), lambda batch, _: (found.add(torch.get_num_threads()), batch)[1]):
+            assert torch.get_num_threads() == 2
+        assert elsewhere() == 2
+        return found
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert seen() == {1}
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the model does not work here
+        assert seen() == {2}
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("environment", "wanted"),
     [

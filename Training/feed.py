@@ -56,7 +56,11 @@ def groups(rows: Sequence[int], size: int, rank: int = 0, world: int = 1) -> lis
 def batches(
     cache: Cache, wanted: Sequence[Group], change: Callable[[Batch, Group], Batch] = lambda batch, _: batch
 ) -> Iterator[tuple[Batch, list[str], float]]:
-    """Batches, the names of their cases and their share of the step, read and changed ahead of the model by one thread."""
+    """Batches, the names of their cases and their share of the step, read and changed ahead of the model by one thread.
+
+    Where no GPU does the model's work, that thread calls no others to help: they would take the cores on which the model's wait for each
+    other at the end of every operation.
+    """
     queue: Queue[tuple[Batch, list[str], float] | BaseException | None] = Queue(maxsize=AHEAD)
     unwanted = Event()
 
@@ -67,7 +71,11 @@ def batches(
             except Full:
                 continue
 
+    threads = torch.get_num_threads()
+
     def read() -> None:
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)  # of this thread, and of those begun from now on
         try:
             for group in wanted:
                 if unwanted.is_set():
@@ -76,6 +84,8 @@ def batches(
             put(None)
         except BaseException as error:  # handed to the training thread, which raises it
             put(error)
+        finally:
+            torch.set_num_threads(threads)
 
     reader = Thread(target=read, daemon=True)
     reader.start()
