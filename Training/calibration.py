@@ -31,12 +31,18 @@ class Reliability:
         return float(np.sum(self.count * np.abs(self.observed - self.predicted)) / self.count.sum())
 
 
+def log_odds(probability: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """The logit of each, finite."""
+    kept: Float[np.ndarray, " N"] = logit(np.clip(probability, EDGE, 1 - EDGE))
+    return kept
+
+
 def recalibration(label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> tuple[Estimate, Estimate]:
     """Intercept and slope of label ~ logit(probability), unpenalised, with Wald's interval; 0 and 1 are ideal.
 
     Not a number where the labels are perfectly told apart or there is only one probability.
     """
-    z = logit(np.clip(probability, EDGE, 1 - EDGE))
+    z = log_odds(probability)
     found = _newton(label, np.stack([np.ones_like(z), z], axis=1), np.zeros(len(z)))
     if found is None:
         return Estimate(*[math.nan] * 3), Estimate(*[math.nan] * 3)
@@ -46,7 +52,7 @@ def recalibration(label: Int[np.ndarray, " N"], probability: Float[np.ndarray, "
 
 def in_the_large(label: Int[np.ndarray, " N"], probability: Float[np.ndarray, " N"]) -> Estimate:
     """The shift of all logits that would make the mean probability right; 0 is ideal."""
-    z = logit(np.clip(probability, EDGE, 1 - EDGE))
+    z = log_odds(probability)
     found = _newton(label, np.ones((len(z), 1)), z)
     if found is None:
         return Estimate(*[math.nan] * 3)

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import logit as log_odds
 
 from HARM3Logic import checkpoint
 from HARM3Logic.checkpoint import Card, Checkpoint
@@ -31,7 +30,6 @@ from Training.runs import Run, read_run
 
 HOW = ("ensemble", "refit", "best")
 ENSEMBLES = {"harm3_fusion": "harm3_fusion_ensemble"}  # model to the one that holds several of it
-EDGE = 1e-6  # probabilities are kept this far from 0 and 1 where their logit is taken
 
 
 def export(path: Path, out: Path, how: str = "ensemble") -> Card:
@@ -113,7 +111,7 @@ def _ensemble(run: Run, found: Sequence[Checkpoint], out: Path, figures: Mapping
         for k, fold in enumerate(found):
             model.members[k].load_state_dict(fold.model.state_dict())  # type: ignore[index,union-attr]
             model.scale[k], model.shift[k] = fold.card.calibration.slope, fold.card.calibration.intercept  # type: ignore[index]
-    fitted, rule = calibrate(run.label, log_odds(np.clip(run.probability, EDGE, 1 - EDGE)))
+    fitted, rule = calibrate(run.label, calibration.log_odds(run.probability))
     card = dataclasses.replace(
         first,
         model=name,

@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import logit
 
 from HARM3Logic.errors import BadOption
+from Training.calibration import log_odds
 from Training.comparison import auc_delong, holm, paired
 from Training.runs import Run
-
-LEAST = 1e-6  # probability, for its logit
 
 
 def over_seeds(rows: Mapping[str, Sequence[Run]], reference: str) -> list[dict[str, Any]]:
@@ -58,5 +56,5 @@ def over_seeds(rows: Mapping[str, Sequence[Run]], reference: str) -> list[dict[s
 
 
 def _mean_logit(runs: Sequence[Run]) -> Float[np.ndarray, " N"]:
-    mean: Float[np.ndarray, " N"] = np.mean([logit(np.clip(run.probability, LEAST, 1 - LEAST)) for run in runs], axis=0)
+    mean: Float[np.ndarray, " N"] = np.mean([log_odds(run.probability) for run in runs], axis=0)
     return mean

@@ -41,7 +41,7 @@ from Training.devices import open_fabric
 from Training.experiment import Experiment, find
 from Training.step import Trainee, gradients
 
-KEPT = ("mri", "mri_mask", "body", "tumour", "tiles", "tile_xy_um")
+KEPT = tuple(dict.fromkeys(field for name in caching.USUAL for field in caching.FIELDS[name]))
 SEEN = 400  # cases that go through the model before a peak is read
 
 
