@@ -55,7 +55,7 @@ plain = small(epochs=3)
 # nothing draws within the model
 config = dataclasses.replace(
     plain.config, trunk=dataclasses.replace(plain.config.trunk, norm="instance"), head_norm="group", dropout=0.0, head_dropout=0.0,
-    ldvae=False, radiomics_weight=0.0, mask_weight=0.0,
+    ldvae=False, radiomics_weight=0.0, mask_weight=0.0, change_weight=0.0,
 )
 split = Split(train=tuple(range(7)), choose=(7, 8), judge=())  # batches of 3, 3 and 1: the second process has 1, 1 and none
 model = train(dataclasses.replace(plain, model="alone", config=config), cache, split, out / "run", FABRIC)

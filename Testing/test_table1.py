@@ -27,7 +27,7 @@ SETTINGS = {"preprocessing": Preprocessing(shape=SHAPE), "epochs": 2, "folds": F
 OURS = small(**SETTINGS)
 SLIDE = small(**SETTINGS, augmentation=Augmentation(shift=(1, 2, 2), drop_slide=0.0))  # its only input is never withheld
 TILES = dataclasses.replace(clam.compact(), tile_features=FEATURES)
-UNTAUGHT = dataclasses.replace(OURS.config, ldvae=False, mask_weight=0.0, radiomics_weight=0.0)
+UNTAUGHT = dataclasses.replace(OURS.config, ldvae=False, mask_weight=0.0, radiomics_weight=0.0, change_weight=0.0)
 EXPERIMENTS = {
     "clam": (
         "baselines:clam",

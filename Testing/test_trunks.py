@@ -50,15 +50,16 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], part:
 def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
     start = weights(staged(epochs=0), masked, tmp_path / "start")
     masks = weights(staged(epochs=2, mask_epochs=2), masked, tmp_path / "masks")
-    decoupled = weights(staged(epochs=4, mask_epochs=2, decouple_epochs=2), masked, tmp_path / "decoupled")
+    fused = weights(staged(epochs=4, mask_epochs=2, fusion_epochs=2), masked, tmp_path / "fused")
     frozen = weights(staged(epochs=4, mask_epochs=2, frozen_epochs=2), masked, tmp_path / "frozen")
     whole = weights(staged(epochs=4, mask_epochs=2), masked, tmp_path / "whole")
     assert moved(start, masks, "gate")
-    for part in ("head.decide", "fuse_sequences", "cross", "vaes"):  # batch statistics of the rest follow
+    for part in ("head.decide", "fuse_sequences", "cross", "vaes", "change"):  # batch statistics of the rest follow
         assert not moved(start, masks, part)
-    assert moved(masks, decoupled, "vaes")
-    for part in ("head.decide", "fuse_sequences", "cross", "trunks", "to_width"):
-        assert not moved(masks, decoupled, part)
+    for part in ("vaes", "fuse_sequences", "pool_tiles", "cross", "change"):
+        assert moved(masks, fused, part)
+    for part in ("head.decide", "head.convolve.0", "trunks", "to_width.t1", "to_width.t2", "radiomics"):
+        assert not moved(masks, fused, part)
     assert not moved(masks, frozen, "trunks")  # batch statistics included
     for part in ("to_width.t1", "to_width.t2", "radiomics"):
         assert not moved(masks, frozen, part)
@@ -69,16 +70,19 @@ def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
 
 def test_no_label_is_looked_at_before_its_stage(masked: Cache, tmp_path: Path) -> None:
     other = Cache(masked.paths, [dataclasses.replace(case, label=1 - (case.label or 0)) for case in masked.cases])
-    how = staged(epochs=4, mask_epochs=2, decouple_epochs=2)
+    how = staged(epochs=4, mask_epochs=2, fusion_epochs=2)
     assert not moved(weights(how, masked, tmp_path / "one"), weights(how, other, tmp_path / "other"), "")
     how = staged(epochs=1)
     assert moved(weights(how, masked, tmp_path / "taught"), weights(how, other, tmp_path / "taught otherwise"), "head")
 
 
-def test_decouple_epochs_need_an_ldvae(masked: Cache, tmp_path: Path) -> None:
-    how = staged(epochs=2, decouple_epochs=1)
-    with pytest.raises(BadOption, match="no LD-VAE"):
-        train(dataclasses.replace(how, config=dataclasses.replace(how.config, ldvae=False)), masked, SPLIT, tmp_path, FABRIC)
+def test_fusion_epochs_need_something_to_learn(masked: Cache, tmp_path: Path) -> None:
+    how = staged(epochs=2, fusion_epochs=1)
+    for k, kept in enumerate(({"ldvae": False}, {"change_weight": 0.0})):
+        train(dataclasses.replace(how, config=dataclasses.replace(how.config, **kept)), masked, SPLIT, tmp_path / str(k), FABRIC)
+    idle = dataclasses.replace(how.config, ldvae=False, change_weight=0.0)
+    with pytest.raises(BadOption, match="neither has an LD-VAE nor"):
+        train(dataclasses.replace(how, config=idle), masked, SPLIT, tmp_path / "idle", FABRIC)
 
 
 def test_mask_epochs_need_masks(tmp_path: Path) -> None:
@@ -87,7 +91,7 @@ def test_mask_epochs_need_masks(tmp_path: Path) -> None:
         train(staged(mask_epochs=1), bare, SPLIT, tmp_path, FABRIC)
 
 
-RECIPE: dict[str, Any] = {"epochs": 5, "mask_epochs": 2, "decouple_epochs": 1, "frozen_epochs": 2, "average": 0.8, "patience": 3}
+RECIPE: dict[str, Any] = {"epochs": 5, "mask_epochs": 2, "fusion_epochs": 1, "frozen_epochs": 2, "average": 0.8, "patience": 3}
 
 
 def recipe(**parts: Any) -> Experiment:
@@ -126,7 +130,7 @@ def test_another_trunk_is_not_taken(masked: Cache, tmp_path: Path, monkeypatch: 
     def place(experiment: Experiment = how, cache: Cache = masked, train_rows: tuple[int, ...] = SPLIT.train) -> Path:
         return trunks.place(folder, experiment, cache, train_rows, FABRIC.device, 1)
 
-    assert place(recipe(ldvae=False)) == place() == place(dataclasses.replace(how, learning_rate=0.5, epochs=4))
+    assert place(recipe(ldvae=False, change_weight=0.0)) == place() == place(dataclasses.replace(how, learning_rate=0.5, epochs=4))
     others = [
         place(recipe(trunk=dataclasses.replace(how.config.trunk, output_stride=32))),
         place(recipe(mask_weight=7.0)),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from HARM3Logic.models.tumour import DIAMETER_SCALE, NOWHERE, Radiomics, belief_of_case, mask_loss
+from HARM3Logic.models.tumour import DIAMETER_SCALE, NOWHERE, RATIO_SCALE, Change, Radiomics, belief_of_case, mask_loss
 
 
 def test_mask_loss_counts_only_known_masks():
@@ -41,6 +41,52 @@ def test_a_vanished_tumour_has_a_size_and_no_intensity():
     tokens = torch.randn(2, 5, 4)
     assert reader(0.0, 7.0).loss(tokens, volume, tumour).item() == 0
     assert reader(2.0, 7.0).loss(tokens, volume, tumour).item() == pytest.approx(1.5)
+
+
+def changed(*said: float) -> Change:
+    """Says the same of every case."""
+    part = Change(4, sequences=2)
+    torch.nn.init.zeros_(part.read.weight)
+    part.read.bias.data = torch.tensor(said)
+    return part
+
+
+def two_timepoints() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A cube of 4^3 voxels that therapy made one of 2^3, which is 3 on T1 and -1 on T2."""
+    mri, tumour = torch.full((1, 2, 2, 4, 4, 4), 9.0), torch.zeros(1, 2, 4, 4, 4)
+    tumour[0, 0], tumour[0, 1, :2, :2, :2] = 1.0, 1.0
+    mri[0, 1, 0, :2, :2, :2], mri[0, 1, 1, :2, :2, :2] = 3.0, -1.0
+    return mri, torch.ones(1, 2, 2, dtype=torch.bool), tumour
+
+
+def test_change_is_the_ratio_of_diameters_and_the_mean_of_what_is_left_on_each_sequence():
+    mri, present, tumour = two_timepoints()
+    tokens, half = torch.randn(1, 5, 4), RATIO_SCALE * 0.5
+    assert changed(half, 3.0, -1.0).loss(tokens, mri, present, tumour).item() == pytest.approx(0, abs=1e-6)
+    for wrong in ((half + 2, 3.0, -1.0), (half, 1.0, -1.0), (half, 3.0, 1.0)):  # Huber beyond 1: distance less a half; of three numbers
+        assert changed(*wrong).loss(tokens, mri, present, tumour).item() == pytest.approx(1.5 / 3)
+
+
+def test_change_counts_what_can_be_known():
+    mri, present, tumour = two_timepoints()
+    tokens = torch.randn(1, 5, 4)
+
+    def loss(*said: float) -> float:
+        return changed(*said).loss(tokens, mri, present, tumour).item()
+
+    present[0, 1, 1] = False  # no T2 after therapy: nothing to say of its brightness
+    assert loss(RATIO_SCALE * 0.5, 3.0, 50.0) == pytest.approx(0, abs=1e-6)
+    present[0, 0] = False  # nothing from before: no ratio
+    assert loss(50.0, 3.0, 50.0) == pytest.approx(0, abs=1e-6)
+    present[:] = True
+    tumour[0, 1] = 0.0  # gone: a ratio of 0, and nothing is left that could be bright
+    assert loss(0.0, 50.0, 50.0) == pytest.approx(0, abs=1e-6)
+    assert loss(2.0, 50.0, 50.0) == pytest.approx(1.5 / 3)
+    tumour[0, 1] = torch.nan  # no mask was given
+    assert loss(50.0, 50.0, 50.0) == 0
+    mri, present, tumour = two_timepoints()
+    tumour[0, 0] = 0.0  # nothing was outlined that could have shrunk
+    assert loss(50.0, 3.0, -1.0) == pytest.approx(0, abs=1e-6)
 
 
 def test_belief_is_the_mean_of_the_sequences_there_are():

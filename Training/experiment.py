@@ -52,8 +52,8 @@ class Experiment:
         kl_warm_up: share of all steps in which the KL term rises from 0.
         average: decay of the running mean of the weights that is evaluated and kept; 0 keeps the last weights.
         mask_epochs: first epochs, in which the trunk learns from tumour masks alone.
-        decouple_epochs: epochs after those, in which the LD-VAE alone learns eqs. 4 and 5 on the tokens of the trunk, which stays as it
-            is. No response label has a part in it. No recipe here has any: on whole runs they cost accuracy (measured: RESULTS.md).
+        fusion_epochs: epochs after those, in which all that follows the trunk learns without response labels, on tokens that stay as they
+            are: the LD-VAE eqs. 4 and 5, the whole fusion from masks what therapy changed (measured: RESULTS.md).
         mask_learning_rate: rate in both.
         frozen_epochs: epochs after those in which the trunk stays as it is; fusion learns from few labels only on features that
             do not move (measured: RESULTS.md). The remaining epochs train everything.
@@ -87,7 +87,7 @@ class Experiment:
     average: float = 0.0
     mask_epochs: int = 0
     mask_learning_rate: float = 1e-3
-    decouple_epochs: int = 0
+    fusion_epochs: int = 0
     frozen_epochs: int = 0
     patience: int = 0
     least_epochs: int = 0
@@ -106,7 +106,7 @@ class Experiment:
     @property
     def untaught_epochs(self) -> int:
         """Epochs in which no response label is looked at."""
-        return self.mask_epochs + self.decouple_epochs
+        return self.mask_epochs + self.fusion_epochs
 
 
 def find(name: str) -> Experiment:
@@ -136,8 +136,8 @@ def shortened(experiment: Experiment, epochs: int | None) -> Experiment:
     def share(value: int) -> int:
         return -(-value * epochs // experiment.epochs)  # rounded up: a trunk that is held stays held to the end
 
-    parts = ("mask_epochs", "decouple_epochs", "frozen_epochs", "patience", "least_epochs", "plateau")
+    parts = ("mask_epochs", "fusion_epochs", "frozen_epochs", "patience", "least_epochs", "plateau")
     stages = {name: share(getattr(experiment, name)) for name in parts}
     stages["mask_epochs"] = min(stages["mask_epochs"], max(0, epochs - 1))
-    stages["decouple_epochs"] = min(stages["decouple_epochs"], max(0, epochs - 1 - stages["mask_epochs"]))
+    stages["fusion_epochs"] = min(stages["fusion_epochs"], max(0, epochs - 1 - stages["mask_epochs"]))
     return replace(experiment, epochs=epochs, decay_at=tuple(share(epoch) for epoch in experiment.decay_at), **stages)

@@ -166,8 +166,8 @@ def _epoch(trainee: Trainee, cache: Cache, rows: Sequence[int], epoch: int, deca
     trainee.model.train()
     stage, begin, end = _stage(experiment, epoch)
     trainee.losses.module.stage = stage
-    if experiment.decouple_epochs or experiment.frozen_epochs:
-        held = stage == "decouple" or (stage == "response" and epoch < begin + experiment.frozen_epochs)
+    if experiment.fusion_epochs or experiment.frozen_epochs:
+        held = stage == "fusion" or (stage == "response" and epoch < begin + experiment.frozen_epochs)
         trainee.model.hold_trunk(held)  # type: ignore[operator]
     sums: dict[str, float] = {}
     for step, (batch, names, share) in enumerate(feed.batches(cache, groups, change)):
@@ -202,7 +202,7 @@ def _stage(experiment: Experiment, epoch: int) -> tuple[Stage, int, int]:
     if epoch < experiment.mask_epochs:
         return "masks", 0, experiment.mask_epochs
     if epoch < experiment.untaught_epochs:
-        return "decouple", experiment.mask_epochs, experiment.untaught_epochs
+        return "fusion", experiment.mask_epochs, experiment.untaught_epochs
     return "response", experiment.untaught_epochs, experiment.epochs
 
 

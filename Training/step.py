@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-Stage = Literal["masks", "decouple", "response"]
-DECOUPLE = ("recon", "kl", "contra")  # LD-VAE's eqs. 4 and 5
+Stage = Literal["masks", "fusion", "response"]
+UNLABELLED = ("recon", "kl", "contra", "tumour_change")  # what teaches a fusion without labels: LD-VAE's eqs. 4 and 5, and masks
 
 
 class Losses(nn.Module):
     """The losses of a batch by name, of tensors by name: Fabric cannot look into a frozen `Batch`.
 
-    `stage` says which: those that masks teach, those of the LD-VAE, or all with that of the response.
+    `stage` says which: those that masks teach the trunk, those that need no label, or all with that of the response.
     """
 
     stage: Stage = "response"
@@ -42,8 +42,8 @@ class Losses(nn.Module):
         if self.stage == "masks":
             return self.model.mask_losses(batch) if hasattr(self.model, "mask_losses") else {}  # type: ignore[operator]
         output = self.model(batch)
-        if self.stage == "decouple":
-            return {name: output.losses[name] for name in DECOUPLE if name in output.losses}
+        if self.stage == "fusion":
+            return {name: output.losses[name] for name in UNLABELLED if name in output.losses}
         (label,) = batch.need("label")
         return {"bce": bce(output.logit.float(), label.float(), self.positive_weight), **output.losses}
 
@@ -115,8 +115,11 @@ def _accumulate(trainee: Trainee, batch: Batch, names: Sequence[str], share: flo
 
 
 def _nothing_to_learn(stage: Stage, names: Sequence[str]) -> HARM3Error:
-    if stage == "decouple":
-        return BadOption("the experiment has decouple_epochs, and its model has no LD-VAE.", "Set decouple_epochs=0.")
+    if stage == "fusion":
+        return BadOption(
+            "the experiment has fusion_epochs, and its model neither has an LD-VAE nor learns from masks what therapy changed.",
+            "Set fusion_epochs=0.",
+        )
     return BadCohort(
         f"the experiment begins with tumour masks, and {', '.join(names)} have none or the model does not use them.",
         "Give masks or set mask_epochs=0.",

@@ -20,10 +20,10 @@ from Training.experiment import Experiment
 
 # what an experiment does when masks have taught the trunk, or with what comes after the trunk
 LATER = (
-    "epochs", "decouple_epochs", "frozen_epochs", "learning_rate", "kl_warm_up", "patience", "least_epochs", "plateau", "positive_weight",
+    "epochs", "fusion_epochs", "frozen_epochs", "learning_rate", "kl_warm_up", "patience", "least_epochs", "plateau", "positive_weight",
     "folds",
 )  # fmt: skip
-AFTER_TRUNK = ("ldvae", "attn1", "attn2")
+AFTER_TRUNK = ("ldvae", "attn1", "attn2", "change_weight")
 
 
 def shareable(experiment: Experiment) -> bool:

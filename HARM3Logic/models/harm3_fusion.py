@@ -21,11 +21,11 @@ from HARM3Logic.batch import Batch
 from HARM3Logic.case import MRI, SEQUENCES, TIMEPOINTS
 from HARM3Logic.models.bags import read_any
 from HARM3Logic.models.channels import check
-from HARM3Logic.models.layers import AttentionPooling, CrossAttention, FeatureScale, RelativeBias, TransformerLayer
+from HARM3Logic.models.layers import AttentionPooling, CrossAttention, FeatureScale, RelativeBias, TokenHead, TransformerLayer
 from HARM3Logic.models.ldvae import LDVAE, LdvaeConfig
 from HARM3Logic.models.output import CamLayer, Output
 from HARM3Logic.models.resnet3d import ResNetTrunk, TrunkConfig
-from HARM3Logic.models.tumour import Radiomics, belief_of_case, mask_loss
+from HARM3Logic.models.tumour import Change, Radiomics, belief_of_case, mask_loss
 
 DRAWS_AT_ONCE = 64  # of the latents: copies of a case that go through the fusion together
 
@@ -38,8 +38,9 @@ class HARM3FusionConfig:
         tile_features: width F of the tile encoder.
         ldvae, attn1: False concatenates instead (rows of the ablation).
         attn2: cross (eqs. 6, 7), concat (both token sequences into the same CNN) or mri_only (no slide at all).
-        mask_weight, radiomics_weight: weights of auxiliary losses in training, where masks are given: the trunk's gate learns where
-            the tumour is, its tokens how large and bright it is (`models.tumour`).
+        mask_weight, radiomics_weight, change_weight: weights of auxiliary losses in training, where masks are given: the trunk's gate
+            learns where the tumour is, its tokens how large and bright it is, and what the head is given what therapy changed
+            (`models.tumour`).
         cam_layer: submodule of the trunk whose output Grad-CAM explains.
         l1: weight of the L1 norm of the fusion and head parameters.
     """
@@ -66,6 +67,7 @@ class HARM3FusionConfig:
     attn2: Literal["cross", "concat", "mri_only"] = "cross"
     mask_weight: float = 0.0
     radiomics_weight: float = 0.0
+    change_weight: float = 0.0
     cam_layer: str = "layer4"
     l1: float = 1e-5
     needs: tuple[str, ...] = field(default=())  # inputs that may not be missing; empty: any one volume will do
@@ -91,6 +93,7 @@ def compact() -> HARM3FusionConfig:
         head_widths=(64, 64, 32),
         mask_weight=4.0,
         radiomics_weight=1.0,
+        change_weight=1.0,
         cam_layer="focus",
         l1=1e-7,  # at the higher learning rate of the small model 1e-5 empties the attention before it has learned anything
     )
@@ -125,7 +128,8 @@ class HARM3Fusion(nn.Module):
             self.pool_tiles = AttentionPooling(c.width, c.pooled, c.heads)
         if c.attn2 == "cross":
             self.cross = CrossAttention(c.width, c.cross_heads, c.cross_residual)
-        self.head = _Head(c)
+        self.head = TokenHead(c.width, c.head_widths, c.head_norm, c.head_dropout)
+        self.change = Change(c.width, len(SEQUENCES)) if c.change_weight else None
         self.register_buffer("places", self._places(), persistent=False)
 
     def forward(self, batch: Batch) -> Output:
@@ -137,8 +141,11 @@ class HARM3Fusion(nn.Module):
         tokens, losses = self._mri_tokens(batch)
         assert batch.mri_mask is not None  # _mri_tokens has asked for it
         slide, attention = self._slide_tokens(batch)
-        output = self._fuse(tokens, batch.mri_mask, slide, batch.label, None)
-        return Output(output.logit, {**output.losses, **losses}, {**attention, **output.attention})
+        fused, terms, looked = self._fuse(tokens, batch.mri_mask, slide, batch.label, None)
+        if self.training and self.change is not None and batch.mri is not None and batch.tumour is not None:
+            change = self.change.loss(fused, batch.mri, batch.mri_mask, batch.tumour)
+            terms["tumour_change"] = self.config.change_weight * change
+        return Output(self.head(fused), {**terms, **losses}, {**attention, **looked})
 
     def sample(self, batch: Batch, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n B"]:
         """Logits under n draws of the latents; the trunk and the slide are read once."""
@@ -150,7 +157,7 @@ class HARM3Fusion(nn.Module):
         for start in range(0, n, DRAWS_AT_ONCE):
             rows = torch.arange(len(batch), device=tokens.device).repeat(min(DRAWS_AT_ONCE, n - start))
             copies = None if slide is None else slide[rows]
-            draws.append(self._fuse(tokens[rows], batch.mri_mask[rows], copies, None, generator).logit)
+            draws.append(self.head(self._fuse(tokens[rows], batch.mri_mask[rows], copies, None, generator)[0]))
         return torch.cat(draws).unflatten(0, (n, len(batch)))
 
     def cam_layers(self) -> tuple[CamLayer, ...]:
@@ -226,7 +233,8 @@ class HARM3Fusion(nn.Module):
         slide: Float[Tensor, "B K E"] | None,
         label: Int[Tensor, " B"] | None,
         sample: torch.Generator | None,
-    ) -> Output:
+    ) -> tuple[Float[Tensor, "B Q E"], dict[str, Tensor], dict[str, Tensor]]:
+        """What the head is given, the losses (in training) and the attention."""
         c = self.config
         losses: dict[str, Tensor] = {}
         if self.vaes is not None:
@@ -243,15 +251,15 @@ class HARM3Fusion(nn.Module):
         attention: dict[str, Tensor] = {}
         if c.temporal == "sum":
             fused, here = self._sum_times(fused, here)
-        asked = fused * here[..., None]
         if slide is not None and c.attn2 == "cross":
-            asked, attention["mri"] = self.cross(slide, fused, here)
-        elif slide is not None:
-            asked = torch.cat([asked, slide], dim=1)
+            fused, attention["mri"] = self.cross(slide, fused, here)
+        else:
+            fused = fused * here[..., None]
+            fused = fused if slide is None else torch.cat([fused, slide], dim=1)
         if self.training and c.l1:
             parts = [self.fuse_sequences, self.head, *([self.cross] if c.attn2 == "cross" else [])]
             losses["l1"] = c.l1 * torch.stack([p.abs().sum() for part in parts for p in part.parameters()]).sum()
-        return Output(self.head(asked), losses, attention)
+        return fused, losses, attention
 
     def _decouple(
         self, tokens: Tensor, present: Tensor, label: Int[Tensor, " B"] | None, sample: torch.Generator | None
@@ -290,23 +298,3 @@ class HARM3Fusion(nn.Module):
         """Sequence, timepoint and map position of every token, in the order S, T, d, h, w."""
         axes = [torch.arange(n) for n in (len(SEQUENCES), len(TIMEPOINTS), *self.map_shape)]
         return torch.cartesian_prod(*axes)
-
-
-class _Head(nn.Module):
-    """Fused tokens to the logit: two convolutions along the tokens, their mean, an MLP."""
-
-    def __init__(self, c: HARM3FusionConfig) -> None:
-        super().__init__()
-        first, second, third = c.head_widths
-
-        def norm(width: int) -> nn.Module:
-            return nn.BatchNorm1d(width) if c.head_norm == "batch" else nn.GroupNorm(8, width)
-
-        self.convolve = nn.Sequential(
-            nn.Conv1d(c.width, first, 3, padding=1, bias=False), norm(first), nn.ReLU(),
-            nn.Conv1d(first, second, 3, padding=1, bias=False), norm(second), nn.ReLU(),
-        )  # fmt: skip
-        self.decide = nn.Sequential(nn.Linear(second, third), nn.ReLU(), nn.Dropout(c.head_dropout), nn.Linear(third, 1))
-
-    def forward(self, tokens: Float[Tensor, "B Q E"]) -> Float[Tensor, " B"]:
-        return self.decide(self.convolve(tokens.transpose(1, 2)).mean(dim=2)).squeeze(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -246,6 +246,32 @@ class TransformerLayer(nn.Module):
     ) -> Float[Tensor, "B L E"]:
         tokens = tokens + self.dropout(self.attention(self.norm1(tokens), present, bias))
         return tokens + self.feed_forward(self.norm2(tokens))
+
+
+class TokenHead(nn.Module):
+    """Fused tokens to one logit: two convolutions along the tokens, their mean, an MLP.
+
+    Args:
+        widths: of both convolutions and of the MLP.
+
+    Source: HARM3-Fusion, "CNN followed by MLP"; kernel, widths, norm and dropout are ours.
+    """
+
+    def __init__(self, width: int, widths: tuple[int, int, int], norm: Literal["batch", "group"], dropout: float) -> None:
+        super().__init__()
+        first, second, third = widths
+
+        def normalise(channels: int) -> nn.Module:
+            return nn.BatchNorm1d(channels) if norm == "batch" else nn.GroupNorm(8, channels)
+
+        self.convolve = nn.Sequential(
+            nn.Conv1d(width, first, 3, padding=1, bias=False), normalise(first), nn.ReLU(),
+            nn.Conv1d(first, second, 3, padding=1, bias=False), normalise(second), nn.ReLU(),
+        )  # fmt: skip
+        self.decide = nn.Sequential(nn.Linear(second, third), nn.ReLU(), nn.Dropout(dropout), nn.Linear(third, 1))
+
+    def forward(self, tokens: Float[Tensor, "B Q E"]) -> Float[Tensor, " B"]:
+        return self.decide(self.convolve(tokens.transpose(1, 2)).mean(dim=2)).squeeze(1)
 
 
 def _split(x: Float[Tensor, "B L E"], heads: int) -> Float[Tensor, "B heads L e"]:

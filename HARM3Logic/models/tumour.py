@@ -2,19 +2,22 @@
 
     gate logit (N d h w)  --where--> share of each cell that is tumour
     tokens (N L E)        --what-->  diameter and mean intensity of the tumour in that volume
+    fused (B Q E)         --change-> diameter after therapy over before, mean intensity of what is left on every sequence
 
-The second is the plain first-order radiomics of a mask: a few hundred labels cannot teach a trunk to measure a tumour, as many
-masks can. Ours; the paper has masks and does not say whether it trained with them.
+The second is the plain first-order radiomics of a mask, the third its delta-radiomics: a few hundred labels cannot teach a trunk to
+measure a tumour, nor a fusion to compare two, as many masks can. Ours; the paper has masks and does not say whether it trained with them.
 """
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 DIAMETER_SCALE = 30.0  # gives the cube root of the tumour's share of the grid a spread near that of its intensity, which else drowns it
 NOWHERE = -30.0  # a logit whose sigmoid is 0 in every precision
+RATIO_SCALE = 5.0  # the same for the ratio of two diameters
 FEWEST_VOXELS = 2.0  # smaller residues have no mean intensity worth learning
 
 
@@ -49,6 +52,38 @@ class Radiomics(nn.Module):
         mean = (volumes * tumour).sum(dim=1)[solid] / voxels[solid]
         total = F.smooth_l1_loss(read[:, 0], diameter, reduction="sum") + F.smooth_l1_loss(read[solid, 1], mean, reduction="sum")
         return total / max(1, len(read))
+
+
+class Change(nn.Module):
+    """Reads what therapy did to a tumour from the mean of a case's fused tokens."""
+
+    def __init__(self, width: int, sequences: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(width, 1 + sequences)
+
+    def forward(self, tokens: Float[Tensor, "B Q E"]) -> Float[Tensor, "B R"]:
+        """`RATIO_SCALE` times the diameter after therapy over that before, and the rest's mean z-score on each sequence."""
+        return self.read(tokens.mean(dim=1))
+
+    def loss(
+        self,
+        tokens: Float[Tensor, "B Q E"],
+        mri: Float[Tensor, "B T S D H W"],
+        present: Bool[Tensor, "B T S"],
+        tumour: Float[Tensor, "B T D H W"],
+    ) -> Float[Tensor, ""]:
+        """Huber loss against what the masks say. A ratio counts where both masks are known (not NaN) and both timepoints have a volume, an
+        intensity where the volume is there and something is left to measure."""
+        known, tumour = ~tumour.isnan().flatten(2).any(dim=2), tumour.nan_to_num().flatten(2)
+        voxels = tumour.sum(dim=2)
+        before, after = voxels.unbind(dim=1)
+        ratio = RATIO_SCALE * (after / before.clamp(min=FEWEST_VOXELS)) ** (1 / 3)
+        left = torch.einsum("bsv,bv->bs", mri[:, 1].flatten(2).float(), tumour[:, 1]) / after[:, None].clamp(min=FEWEST_VOXELS)
+        compared = known.all(dim=1) & present.any(dim=2).all(dim=1) & (before >= FEWEST_VOXELS)
+        measured = present[:, 1] & (known[:, 1] & (after >= FEWEST_VOXELS))[:, None]
+        counted = torch.cat([compared[:, None], measured], dim=1)
+        error = F.smooth_l1_loss(self(tokens).float(), torch.cat([ratio[:, None], left], dim=1), reduction="none")
+        return (error * counted).sum() / counted.numel()
 
 
 def belief_of_case(beliefs: list[Float[Tensor, "_ d h w"]], present: Bool[Tensor, "B T S"]) -> Float[Tensor, "B T d h w"]:

@@ -31,10 +31,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def _row(base: Experiment, changes: dict[str, Any]) -> Experiment:
-    config = replace(base.config, **changes)
-    if not config.ldvae:  # nothing is there to learn in those epochs
-        base = replace(base, epochs=base.epochs - base.decouple_epochs, decouple_epochs=0)
-    return replace(base, config=config)
+    return replace(base, config=replace(base.config, **changes))
 
 
 EXPERIMENTS = {name: _row(FULL["paper"], changes) for name, changes in ROWS.items()} | {
