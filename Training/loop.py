@@ -27,6 +27,7 @@ from Training.step import Losses, Stage, Trainee, bce, gradients
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+SHOWN = ("inner_loss", "bce", "tumour_mask", "tumour_change", "recon")  # beside the progress, of the losses an epoch has
 RANK_SEED = 1_000_000_007  # far from the seeds of all epochs: each process draws its own dropout and latent noise
 
 
@@ -91,7 +92,7 @@ def train(
             if trunk is not None and epoch + 1 == experiment.mask_epochs:
                 trunks.keep(trunk, trainee.model, read_log(out))
             on_epoch(row)
-        epochs.set_postfix({name: losses[name] for name in ("inner_loss", "bce", "tumour_mask", "recon") if name in losses})
+        epochs.set_postfix({name: losses[name] for name in SHOWN if name in losses})
     fabric.barrier()
     if experiment.patience:
         trainee.judged.load_state_dict(torch.load(out / "best.pt", map_location=fabric.device, weights_only=True))

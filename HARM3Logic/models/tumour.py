@@ -46,11 +46,9 @@ class Radiomics(nn.Module):
         """Huber loss against what the mask says; volumes without a mask (NaN) do not count, nor the intensity of nothing."""
         known = ~tumour.isnan().flatten(1).any(dim=1)
         read, volumes, tumour = self(tokens[known]).float(), volumes[known].flatten(1).float(), tumour[known].flatten(1)
-        voxels = tumour.sum(dim=1)
+        voxels, mean, solid = _measured(volumes, tumour)
         diameter = DIAMETER_SCALE * (voxels / tumour.shape[1]) ** (1 / 3)
-        solid = voxels >= FEWEST_VOXELS
-        mean = (volumes * tumour).sum(dim=1)[solid] / voxels[solid]
-        total = F.smooth_l1_loss(read[:, 0], diameter, reduction="sum") + F.smooth_l1_loss(read[solid, 1], mean, reduction="sum")
+        total = F.smooth_l1_loss(read[:, 0], diameter, reduction="sum") + F.smooth_l1_loss(read[solid, 1], mean[solid], reduction="sum")
         return total / max(1, len(read))
 
 
@@ -75,15 +73,21 @@ class Change(nn.Module):
         """Huber loss against what the masks say. A ratio counts where both masks are known (not NaN) and both timepoints have a volume, an
         intensity where the volume is there and something is left to measure."""
         known, tumour = ~tumour.isnan().flatten(2).any(dim=2), tumour.nan_to_num().flatten(2)
-        voxels = tumour.sum(dim=2)
-        before, after = voxels.unbind(dim=1)
+        before, after = tumour.sum(dim=2).unbind(dim=1)
         ratio = RATIO_SCALE * (after / before.clamp(min=FEWEST_VOXELS)) ** (1 / 3)
-        left = torch.einsum("bsv,bv->bs", mri[:, 1].flatten(2).float(), tumour[:, 1]) / after[:, None].clamp(min=FEWEST_VOXELS)
+        _, left, solid = _measured(mri[:, 1].flatten(2).float(), tumour[:, 1:])
         compared = known.all(dim=1) & present.any(dim=2).all(dim=1) & (before >= FEWEST_VOXELS)
-        measured = present[:, 1] & (known[:, 1] & (after >= FEWEST_VOXELS))[:, None]
-        counted = torch.cat([compared[:, None], measured], dim=1)
+        counted = torch.cat([compared[:, None], present[:, 1] & known[:, 1:] & solid], dim=1)
         error = F.smooth_l1_loss(self(tokens).float(), torch.cat([ratio[:, None], left], dim=1), reduction="none")
         return (error * counted).sum() / counted.numel()
+
+
+def _measured(
+    volumes: Float[Tensor, "... V"], tumour: Float[Tensor, "... V"]
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."], Bool[Tensor, "..."]]:
+    """A tumour's voxels, the mean intensity in them, and whether they are enough for one."""
+    voxels = tumour.sum(dim=-1)
+    return voxels, (volumes * tumour).sum(dim=-1) / voxels.clamp(min=FEWEST_VOXELS), voxels >= FEWEST_VOXELS
 
 
 def belief_of_case(beliefs: list[Float[Tensor, "_ d h w"]], present: Bool[Tensor, "B T S"]) -> Float[Tensor, "B T d h w"]:
