@@ -143,8 +143,7 @@ class HARM3Fusion(nn.Module):
         slide, attention = self._slide_tokens(batch)
         fused, terms, looked = self._fuse(tokens, batch.mri_mask, slide, batch.label, None)
         if self.training and self.change is not None and batch.mri is not None and batch.tumour is not None:
-            change = self.change.loss(fused, batch.mri, batch.mri_mask, batch.tumour)
-            terms["tumour_change"] = self.config.change_weight * change
+            terms["tumour_change"] = self.config.change_weight * self.change.loss(fused, batch.mri, batch.mri_mask, batch.tumour)
         return Output(self.head(fused), {**terms, **losses}, {**attention, **looked})
 
     def sample(self, batch: Batch, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n B"]:
