@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from test_loop import SHAPE, SPLIT, rows, small, write_case
 
 from HARM3Logic.case import Case
-from HARM3Logic.errors import BadCohort, BadOption
-from Training import loop, trunks
+from HARM3Logic.errors import BadCohort, BadOption, MissingInput
+from Training import loop, start, trunks
 from Training.cache import Cache
 from Training.devices import open_fabric
 from Training.experiment import Experiment
@@ -48,14 +48,14 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], part:
 
 
 def test_stages_move_what_they_should(masked: Cache, tmp_path: Path) -> None:
-    start = weights(staged(epochs=0), masked, tmp_path / "start")
+    fresh = weights(staged(epochs=0), masked, tmp_path / "fresh")
     masks = weights(staged(epochs=2, mask_epochs=2), masked, tmp_path / "masks")
     fused = weights(staged(epochs=4, mask_epochs=2, fusion_epochs=2), masked, tmp_path / "fused")
     frozen = weights(staged(epochs=4, mask_epochs=2, frozen_epochs=2), masked, tmp_path / "frozen")
     whole = weights(staged(epochs=4, mask_epochs=2), masked, tmp_path / "whole")
-    assert moved(start, masks, "gate")
+    assert moved(fresh, masks, "gate")
     for part in ("head.decide", "fuse_sequences", "cross", "vaes", "change"):  # batch statistics of the rest follow
-        assert not moved(start, masks, part)
+        assert not moved(fresh, masks, part)
     for part in ("vaes", "fuse_sequences", "pool_tiles", "cross", "change"):
         assert moved(masks, fused, part)
     for part in ("head.decide", "head.convolve.0", "trunks", "to_width.t1", "to_width.t2", "radiomics"):
@@ -83,6 +83,16 @@ def test_fusion_epochs_need_something_to_learn(masked: Cache, tmp_path: Path) ->
     idle = dataclasses.replace(how.config, ldvae=False, change_weight=0.0)
     with pytest.raises(BadOption, match="neither has an LD-VAE nor"):
         train(dataclasses.replace(how, config=idle), masked, SPLIT, tmp_path / "idle", FABRIC)
+
+
+def test_a_term_that_needs_labels_has_no_place_in_fusion_epochs(masked: Cache, tmp_path: Path) -> None:
+    how = staged(epochs=2, fusion_epochs=1)
+    how = dataclasses.replace(how, config=dataclasses.replace(how.config, vae=dataclasses.replace(how.config.vae, cos="label_aware")))
+    with pytest.raises(BadOption, match="label_aware"):
+        start.check(how)
+    start.check(dataclasses.replace(how, fusion_epochs=0))
+    with pytest.raises(MissingInput, match="label_aware"):  # not even where nobody asked
+        train(how, masked, SPLIT, tmp_path, FABRIC)
 
 
 def test_mask_epochs_need_masks(tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ def check(experiment: Experiment) -> None:
         raise BadOption(
             f"lora keeps the trunk as it is, and frozen_epochs={experiment.frozen_epochs} would let it learn afterwards.", "Leave out one."
         )
+    if experiment.fusion_epochs and _has(experiment.config, "vae") and experiment.config.vae.cos == "label_aware":
+        raise BadOption(
+            f"the cosine term 'label_aware' looks at the response, and fusion_epochs={experiment.fusion_epochs} learn without it.",
+            "Set fusion_epochs=0 or choose another form.",
+        )
     if experiment.pretrained and not Path(experiment.pretrained).is_file():
         raise BadOption(f"there is no pretrained trunk {experiment.pretrained!r}.", "Make one with Training.pretrain.")
     if _has(experiment.config, "levels") and experiment.config.levels != experiment.schema.levels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,9 +42,10 @@ class Losses(nn.Module):
         batch = Batch(**tensors)
         if self.stage == "masks":
             return self.model.mask_losses(batch) if hasattr(self.model, "mask_losses") else {}  # type: ignore[operator]
-        output = self.model(batch)
         if self.stage == "fusion":
-            return {name: output.losses[name] for name in UNLABELLED if name in output.losses}
+            found = self.model(dataclasses.replace(batch, label=None)).losses
+            return {name: found[name] for name in UNLABELLED if name in found}
+        output = self.model(batch)
         (label,) = batch.need("label")
         return {"bce": bce(output.logit.float(), label.float(), self.positive_weight), **output.losses}
 
