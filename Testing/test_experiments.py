@@ -11,7 +11,7 @@ from HARM3Logic.errors import BadOption
 from HARM3Logic.models.harm3_fusion import HARM3Fusion
 from HARM3Logic.models.ldvae import LdvaeConfig
 from HARM3Logic.models.resnet3d import TrunkConfig
-from Training.experiment import Experiment, find
+from Training.experiment import Experiment, find, lengthened, shortened
 
 # name: LD-VAE, attention 1, attention 2, slide
 TABLE_2 = {
@@ -82,3 +82,30 @@ def test_every_experiment_can_be_found() -> None:
     for module in (harm3_fusion, harm3_ablations):
         for name in module.EXPERIMENTS:
             assert isinstance(find(f"{module.__name__.rpartition('.')[2]}:{name}"), Experiment)
+
+
+def test_stages_shrink_with_the_epochs_and_leave_some_for_the_labels():
+    full = Experiment("m", None, epochs=38, mask_epochs=20, frozen_epochs=18, patience=18, least_epochs=8, decay_at=(20, 30))
+    for epochs in (1, 4, 13):
+        short = shortened(full, epochs)
+        assert short.epochs == epochs and short.mask_epochs < epochs and short.patience >= 1
+    half = {"epochs": 19, "mask_epochs": 10, "frozen_epochs": 9, "patience": 9, "least_epochs": 4, "decay_at": (10, 15)}
+    assert shortened(full, 19) == dataclasses.replace(full, **half)
+    assert shortened(full, 38) == full
+    assert shortened(full, 1).mask_epochs == 0
+    assert shortened(full, None) is full
+    assert shortened(Experiment("m", None, epochs=200), 10).patience == 0
+
+
+def test_few_cases_are_gone_through_more_often_on_masks():
+    recipe = Experiment(
+        "m", None, epochs=58, batch_size=16, mask_epochs=20, mask_steps=1100, fusion_epochs=20, frozen_epochs=18, decay_at=(50,)
+    )
+    few = lengthened(recipe, 100)  # 7 steps an epoch
+    assert (few.mask_epochs, few.untaught_epochs, few.epochs, few.decay_at) == (158, 178, 196, (188,))
+    assert lengthened(few, 10) == few
+    many = lengthened(recipe, 900)
+    assert (many.mask_epochs, many.epochs, many.decay_at) == (20, 58, (50,))
+    assert lengthened(shortened(recipe, 4), 100).epochs == 4  # who asks for so many gets them
+    plain = Experiment("m", None)
+    assert lengthened(plain, 100) == plain

@@ -121,3 +121,23 @@ def test_conv1d_sees_neighbours_and_token_mlp_does_not():
         before = model(x, present, None, None)[0][:, :, 0]
         x[:, :, 1] += 1
         assert torch.equal(before, model(x, present, None, None)[0][:, :, 0]) != moves
+
+
+def test_each_timepoint_hears_of_the_other_only_where_they_are_compared():
+    for compare in (False, True):
+        model, x, _ = small(compare=compare)
+        model.eval()
+        both, alone = torch.tensor([[True, True]] * 3), torch.tensor([[False, True]] * 3)
+        before = model(x, both, None, None)[0]
+        changed = x.clone()
+        changed[:, 0, 2] += torch.randn(3, 8)  # one token of the pre-treatment volume
+        after = model(changed, both, None, None)[0]
+        same = (before == after).all(dim=-1).all(dim=0)
+        assert not same[0, 2] and same[:, [0, 1, 3, 4]].all()  # token by token
+        assert same[1, 2] == (not compare)
+        assert torch.equal(model(x, alone, None, None)[0][:, 1], model(changed, alone, None, None)[0][:, 1])  # what is missing says nothing
+
+
+def test_the_comparison_adds_no_loss_of_its_own():
+    found = [losses(model, x, noise, [[True, True]] * 3) for model, x, noise in (small(compare=on) for on in (False, True))]
+    assert found[0].keys() == found[1].keys() == {"recon", "kl", "contra"}

@@ -22,7 +22,7 @@ from HARM3Logic.errors import BadCohort, BadOption, HARM3Error
 from HARM3Logic.models.lora import LoraSettings
 from Training import search, search_page, trial
 from Training.cache import Cache
-from Training.experiment import Experiment, find, shortened
+from Training.experiment import find
 from Training.folds import Split
 from Training.history import Trial, best_of, decoded, encoded, importance, incumbents, read_history, write_history
 from Training.loop import Diverged
@@ -82,16 +82,6 @@ def test_bounds_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch, kind:
     monkeypatch.setattr(harm3_fusion, "SPACE", {"config.depth": Int(1, 2)}, raising=False)
     with pytest.raises(BadOption, match=r"'config\.depth'"):
         space_of("harm3_fusion", find("harm3_fusion"))
-
-
-def test_stages_shrink_with_the_epochs_and_leave_some_for_the_labels():
-    full = Experiment("m", None, epochs=38, mask_epochs=20, frozen_epochs=18, patience=18, least_epochs=8, decay_at=(20, 30))
-    for epochs in (1, 4, 13):
-        short = shortened(full, epochs)
-        assert short.epochs == epochs and short.mask_epochs < epochs and short.patience >= 1
-    half = {"epochs": 19, "mask_epochs": 10, "frozen_epochs": 9, "patience": 9, "least_epochs": 4, "decay_at": (10, 15)}
-    assert shortened(full, 19) == dataclasses.replace(full, **half)
-    assert shortened(full, 38) == full
 
 
 def test_values_come_back_as_they_were():

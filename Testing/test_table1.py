@@ -18,7 +18,7 @@ from HARM3Logic.errors import BadOption
 from HARM3Logic.models import clam
 from HARM3Logic.prepare import Preprocessing
 from Training import cost, published, side_by_side, table1, train
-from Training.experiment import Augmentation, Experiment, shortened
+from Training.experiment import Augmentation
 from Training.runs import read_run
 from Training.side_by_side import Job
 
@@ -136,15 +136,6 @@ def test_a_method_that_fails_does_not_stop_the_others(cohort: Path, tmp_path: Pa
     failed = table1.train_all({"clam": (name, broken), "no_ldvae": EXPERIMENTS["no_ldvae"]}, cohort, tmp_path / "out", PLACES)
     assert list(failed) == ["clam"] and "have none or the model does not use them" in failed["clam"]
     assert table1.tabulate(tmp_path / "out", ["no_ldvae"])["reference"] == "no_ldvae"
-
-
-def test_stages_shrink_alike() -> None:
-    full = Experiment("m", None, epochs=28, mask_epochs=10, frozen_epochs=18, patience=18, least_epochs=14)
-    short = shortened(full, 6)
-    assert (short.epochs, short.mask_epochs, short.frozen_epochs, short.patience, short.least_epochs) == (6, 3, 4, 4, 3)
-    assert shortened(full, 1).mask_epochs == 0
-    assert shortened(full, None) is full
-    assert shortened(Experiment("m", None, epochs=200), 10).patience == 0
 
 
 def test_every_row_of_the_paper_has_its_experiment() -> None:

@@ -52,6 +52,7 @@ class Experiment:
         kl_warm_up: share of all steps in which the KL term rises from 0.
         average: decay of the running mean of the weights that is evaluated and kept; 0 keeps the last weights.
         mask_epochs: first epochs, in which the trunk learns from tumour masks alone.
+        mask_steps: steps that those take at least: few cases are gone through more often (measured: RESULTS.md).
         fusion_epochs: epochs after those, in which all that follows the trunk learns without response labels, on tokens that stay as they
             are: the LD-VAE eqs. 4 and 5, the whole fusion from masks what therapy changed (measured: RESULTS.md).
         mask_learning_rate: rate in both.
@@ -86,6 +87,7 @@ class Experiment:
     clip: float = 1.0
     average: float = 0.0
     mask_epochs: int = 0
+    mask_steps: int = 0
     mask_learning_rate: float = 1e-3
     fusion_epochs: int = 0
     frozen_epochs: int = 0
@@ -128,8 +130,17 @@ def find(name: str) -> Experiment:
     return experiments[variant]
 
 
+def lengthened(experiment: Experiment, cases: int) -> Experiment:
+    """The recipe with as many epochs on masks as its `mask_steps` take when so many cases train."""
+    steps_of_epoch = -(-cases // experiment.batch_size)
+    more = max(0, -(-experiment.mask_steps // steps_of_epoch) - experiment.mask_epochs)
+    later = tuple(epoch + more for epoch in experiment.decay_at)
+    return replace(experiment, epochs=experiment.epochs + more, mask_epochs=experiment.mask_epochs + more, mask_steps=0, decay_at=later)
+
+
 def shortened(experiment: Experiment, epochs: int | None) -> Experiment:
-    """The same recipe in fewer or more epochs: stages and waits take the same share of them, and one epoch at least learns from labels."""
+    """The same recipe in so many epochs, however many cases train: stages and waits take the same share of them, and one epoch at least
+    learns from labels."""
     if epochs is None:
         return experiment
 
@@ -140,4 +151,4 @@ def shortened(experiment: Experiment, epochs: int | None) -> Experiment:
     stages = {name: share(getattr(experiment, name)) for name in parts}
     stages["mask_epochs"] = min(stages["mask_epochs"], max(0, epochs - 1))
     stages["fusion_epochs"] = min(stages["fusion_epochs"], max(0, epochs - 1 - stages["mask_epochs"]))
-    return replace(experiment, epochs=epochs, decay_at=tuple(share(epoch) for epoch in experiment.decay_at), **stages)
+    return replace(experiment, epochs=epochs, mask_steps=0, decay_at=tuple(share(epoch) for epoch in experiment.decay_at), **stages)

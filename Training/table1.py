@@ -26,7 +26,7 @@ from HARM3Logic.prediction import writable
 from Training import cache as caching
 from Training import command, cost, evaluate, loop, page, published, seeds, side_by_side, start, train, trunks
 from Training.devices import open_fabric
-from Training.experiment import Experiment, find, shortened
+from Training.experiment import Experiment, find, lengthened, shortened
 from Training.folds import Split
 from Training.runs import Run, read_run, read_runs
 from Training.side_by_side import Job
@@ -140,9 +140,8 @@ def _teach(device: str, experiment: Experiment, fold: int, cohort: Path, out: Pa
     tensors, splits = _tensors(read_cohort(cohort), experiment, out, external, device, wanted)
     scratch = out / "cache" / "trunks" / f"fold-{fold}"
     split = next(split for split in splits if split.number == fold)
-    loop.train(
-        replace(experiment, epochs=experiment.mask_epochs, patience=0), tensors, split, scratch, open_fabric(device), taught=scratch.parent
-    )
+    recipe = lengthened(experiment, len(split.train))
+    loop.train(replace(recipe, epochs=recipe.mask_epochs, patience=0), tensors, split, scratch, open_fabric(device), taught=scratch.parent)
     shutil.rmtree(scratch)
 
 

@@ -34,7 +34,7 @@ from Training import cache as caching
 from Training import command, metrics, start
 from Training.cache import Cache
 from Training.devices import open_fabric
-from Training.experiment import Experiment, find, shortened
+from Training.experiment import Experiment, find, lengthened, shortened
 from Training.folds import Split, fewer, folds, whole
 from Training.judgement import Rule, calibrate, logits_without, prediction_rows, write_without
 from Training.loop import logits, train
@@ -194,6 +194,7 @@ def finish(
         if split.judge and fabric.is_global_zero and not any(out.glob(f"{WITHOUT}*.csv")):
             _without_inputs(checkpoint.load(out / "checkpoint.safetensors", fabric.device), tensors, split, out, fabric)
         return
+    experiment = lengthened(experiment, len(split.train))
     if experiment.lora is not None:
         fabric.print(f"{out.name}: {start.learning(experiment)}")
     model = checkpoint.half(train(experiment, tensors, split, out, fabric, on_epoch, taught))

@@ -82,7 +82,7 @@ def compact() -> HARM3FusionConfig:
     """At most 3 M parameters, for the demo and for processors without a GPU."""
     return HARM3FusionConfig(
         trunk=TrunkConfig(depth=10, widen=0.25, stem="strided", output_stride=32, focus=True),
-        vae=LdvaeConfig(width=128, hidden=128, latent=64, recon_weight=1.0, contra_weight=0.01, start_log_variance=-6.0),
+        vae=LdvaeConfig(width=128, hidden=128, latent=64, recon_weight=1.0, contra_weight=0.01, start_log_variance=-6.0, compare=True),
         volume_shape=(16, 64, 64),
         width=128,
         heads=4,

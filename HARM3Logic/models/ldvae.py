@@ -4,6 +4,9 @@
                                                       X (cross reconstruction, training only)
     X_post (B L E) -> norm -> E_post -> Z_post -> [inherent | variant] -> D_post -> (B L E)
 
+With `compare`, what both timepoints say together is added to what each is decoded to:
+D_i(inherent_i, variant_i) + C_i(inherent, variant_i, variant_j).
+
 Source: HARM3-Fusion, section 2.1. Re-implementation; official code not available.
 """
 
@@ -34,6 +37,8 @@ class LdvaeConfig:
         cos_per: one cosine per token, or one over the whole flattened sequence.
         losses_reach_trunk: let eqs. 4 and 5 shape the trunk too. Ours is no: the trunk then wins them by making every token
             alike (the reconstruction error falls tenfold within three epochs and the label is no longer learned).
+        compare: ours, beside eq. 3, by which each timepoint tells of itself alone: add to a token what its parts and those of the other
+            timepoint say together, so that what therapy changed need not be found by attention over tokens (measured: RESULTS.md).
     """
 
     kind: Literal["token_mlp", "conv1d"] = "token_mlp"
@@ -51,6 +56,7 @@ class LdvaeConfig:
     recon_weight: float = 0.1
     contra_weight: float = 0.1
     losses_reach_trunk: bool = False
+    compare: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class Branch(nn.Module):
         self.variant = nn.Linear(latent, half)
         self.decode_in = _Mixer(2 * half, hidden, conv)
         self.decode_out = nn.Linear(hidden, width)
+        self.compare = nn.Sequential(nn.Linear(3 * half, hidden), nn.ReLU(), nn.Linear(hidden, width)) if config.compare else None
 
     def latent(self, x: Float[Tensor, "B L E"], noise: Float[Tensor, "B L Z"] | None) -> Latent:
         """The latent of `x`; without noise Z is its mean."""
@@ -120,7 +127,7 @@ class LDVAE(nn.Module):
         label: Int[Tensor, " B"] | None,
         noise: Float[Tensor, "B 2 L Z"] | None,
     ) -> tuple[Float[Tensor, "B 2 L E"], dict[str, Float[Tensor, ""]]]:
-        """Decoded tokens of both timepoints, and the losses in training mode.
+        """Tokens of both timepoints, decoded and (where the config says so) compared, and the losses in training mode.
 
         Args:
             present: False where a timepoint is missing; such a case adds to no loss that would need it.
@@ -131,13 +138,27 @@ class LDVAE(nn.Module):
         branches = (self.pre, self.post)
         latents = [b.latent(x[:, t], None if noise is None else noise[:, t]) for t, b in enumerate(branches)]
         own = [b.decode(z.inherent, z.variant) for b, z in zip(branches, latents, strict=True)]  # eq. 3
+        told = torch.stack(own, dim=1)
+        if self.config.compare:
+            told = told + self._compared(latents, present)
         if not self.training:
-            return torch.stack(own, dim=1), {}
+            return told, {}
         target, seen = x.detach(), (latents, own)
         if not self.config.losses_reach_trunk:
             again = [b.latent(target[:, t], None if noise is None else noise[:, t]) for t, b in enumerate(branches)]
             seen = (again, [b.decode(z.inherent, z.variant) for b, z in zip(branches, again, strict=True)])
-        return torch.stack(own, dim=1), self._losses(target, *seen, present, label)
+        return told, self._losses(target, *seen, present, label)
+
+    def _compared(self, latents: list[Latent], present: Bool[Tensor, "B 2"]) -> Float[Tensor, "B 2 L E"]:
+        """What both timepoints say together, for each of them; a missing one says nothing."""
+        here = present.to(latents[0].variant.dtype)[:, :, None, None]
+        inherent = torch.stack([z.inherent for z in latents], dim=1)
+        shared = (inherent * here).sum(dim=1) / here.sum(dim=1).clamp(min=1)
+        pre, post = (torch.stack([z.variant for z in latents], dim=1) * here).unbind(dim=1)
+        assert self.pre.compare is not None and self.post.compare is not None
+        return torch.stack(
+            [self.pre.compare(torch.cat([shared, pre, post], dim=-1)), self.post.compare(torch.cat([shared, post, pre], dim=-1))], dim=1
+        )
 
     def _losses(
         self, target: Tensor, latents: list[Latent], own: list[Tensor], present: Tensor, label: Tensor | None

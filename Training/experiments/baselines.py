@@ -109,6 +109,7 @@ def _equal(method: str) -> Experiment:
         config=METHODS[method].compact(),
         augmentation=_augmentation(small, method),
         mask_epochs=0,
+        mask_steps=0,
         fusion_epochs=0,
         frozen_epochs=0,
     )

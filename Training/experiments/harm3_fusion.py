@@ -26,6 +26,7 @@ EXPERIMENTS = {
         warm_up=0.1,
         average=0.97,
         mask_epochs=20,
+        mask_steps=1100,
         fusion_epochs=20,
         mask_learning_rate=2e-3,
         frozen_epochs=18,
