@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_loop import FEATURES, SHAPE, small, write_case
 
+from HARM3Logic.card import read_header
 from HARM3Logic.case import MRI
 from HARM3Logic.errors import BadOption
 from HARM3Logic.models import clam
 from HARM3Logic.prepare import Preprocessing
 from Training import cost, published, side_by_side, table1, train
 from Training.experiment import Augmentation
+from Training.loop import read_log
 from Training.runs import read_run
 from Training.side_by_side import Job
 
@@ -136,6 +138,24 @@ def test_a_method_that_fails_does_not_stop_the_others(cohort: Path, tmp_path: Pa
     failed = table1.train_all({"clam": (name, broken), "no_ldvae": EXPERIMENTS["no_ldvae"]}, cohort, tmp_path / "out", PLACES)
     assert list(failed) == ["clam"] and "have none or the model does not use them" in failed["clam"]
     assert table1.tabulate(tmp_path / "out", ["no_ldvae"])["reference"] == "no_ldvae"
+
+
+def test_rows_share_a_trunk_that_takes_the_steps_they_ask_for(cohort: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(OURS.config, trunk=dataclasses.replace(OURS.config.trunk, focus=True))
+    full = dataclasses.replace(OURS, config=config, epochs=3, mask_epochs=1, mask_steps=5, frozen_epochs=2)
+    rows = {
+        name: dataclasses.replace(full, config=dataclasses.replace(config, ldvae=on)) for name, on in (("full", True), ("no_ldvae", False))
+    }
+    assert not table1.train_all({name: (f"of:{name}", row) for name, row in rows.items()}, cohort, tmp_path / "out", PLACES)
+    assert len(list((tmp_path / "out" / "cache" / "trunks").glob("*.safetensors"))) == FOLDS
+    for name in rows:
+        log = read_log(tmp_path / "out" / "runs" / name / "fold-0")
+        told = read_header(tmp_path / "out" / "runs" / name / "fold-0" / "checkpoint.safetensors")["training"]
+        on_masks = sum("bce" not in line for line in log)
+        assert (
+            on_masks * -(-told["cases"]["train"] // OURS.batch_size) >= 5 > (on_masks - 1) * -(-told["cases"]["train"] // OURS.batch_size)
+        )
+        assert len(log) == told["epochs"] == on_masks + 2
 
 
 def test_every_row_of_the_paper_has_its_experiment() -> None:
