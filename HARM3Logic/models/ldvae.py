@@ -97,6 +97,13 @@ class Branch(nn.Module):
     def decode(self, inherent: Float[Tensor, "B L z"], variant: Float[Tensor, "B L z"]) -> Float[Tensor, "B L E"]:
         return self.decode_out(self.decode_in(torch.cat([inherent, variant], dim=-1)))
 
+    def compared(
+        self, inherent: Float[Tensor, "B L z"], variant: Float[Tensor, "B L z"], other: Float[Tensor, "B L z"]
+    ) -> Float[Tensor, "B L E"]:
+        """What its own and the other timepoint's variant part say together; only where the config says that they are compared."""
+        assert self.compare is not None
+        return self.compare(torch.cat([inherent, variant, other], dim=-1))
+
 
 class _Mixer(nn.Module):
     """Linear + ReLU per token, or the same over three neighbouring tokens."""
@@ -151,14 +158,12 @@ class LDVAE(nn.Module):
 
     def _compared(self, latents: list[Latent], present: Bool[Tensor, "B 2"]) -> Float[Tensor, "B 2 L E"]:
         """What both timepoints say together, for each of them; a missing one says nothing."""
-        here = present.to(latents[0].variant.dtype)[:, :, None, None]
         inherent = torch.stack([z.inherent for z in latents], dim=1)
+        variant = torch.stack([z.variant for z in latents], dim=1)
+        here = present.to(variant.dtype)[:, :, None, None]
         shared = (inherent * here).sum(dim=1) / here.sum(dim=1).clamp(min=1)
-        pre, post = (torch.stack([z.variant for z in latents], dim=1) * here).unbind(dim=1)
-        assert self.pre.compare is not None and self.post.compare is not None
-        return torch.stack(
-            [self.pre.compare(torch.cat([shared, pre, post], dim=-1)), self.post.compare(torch.cat([shared, post, pre], dim=-1))], dim=1
-        )
+        pre, post = (variant * here).unbind(dim=1)
+        return torch.stack([self.pre.compared(shared, pre, post), self.post.compared(shared, post, pre)], dim=1)
 
     def _losses(
         self, target: Tensor, latents: list[Latent], own: list[Tensor], present: Tensor, label: Tensor | None
