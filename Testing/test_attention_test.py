@@ -16,9 +16,10 @@ from test_start import SCHEMA, small, write_cache
 
 from HARM3Logic import checkpoint
 from HARM3Logic.errors import BadOption
-from Training import attention_test, metrics
+from Training import attended, attention_test, feed, metrics
+from Training.attended import attend
 from Training.attention_stats import LEVEL, auc_drop, contrasts, recovery, relative, shares, stratified
-from Training.attention_test import attend, judge, planted_report
+from Training.attention_test import judge, planted_report
 from Training.cache import Cache
 from Training.folds import Split
 from Training.metrics import Estimate
@@ -172,8 +173,8 @@ def test_each_case_is_seen_by_the_model_that_judged_it(trained: Path):
     assert seen.known.sum(axis=0).tolist() == [23, 24, 23]
     row = run.case_id.index("GI-14")
     loaded = checkpoint.load(trained / run.fold[row] / "checkpoint.safetensors")
-    tensors = attention_test.prepared_cases(run, np.array([row]), trained / "cache")
-    alone = loaded.model(attention_test.feed._batch(tensors, attention_test.feed.groups([0], 1)[0], lambda b, _: b)[0])
+    tensors = attended.prepared_cases(run, np.array([row]), trained / "cache")
+    alone = loaded.model(feed._batch(tensors, feed.groups([0], 1)[0], lambda b, _: b)[0])
     np.testing.assert_allclose(alone.attention["clinical"].detach().mean(dim=1)[0], seen.attention[row], atol=1e-5)
 
 
