@@ -10,7 +10,7 @@ from scipy.special import expit
 from HARM3Logic.errors import BadOption
 from Training.comparison import delong, paired
 from Training.runs import Run
-from Training.seeds import over_seeds
+from Training.seeds import TESTS, over_seeds
 
 CASES, SEEDS = 300, 5
 
@@ -38,9 +38,23 @@ def rows() -> dict[str, list[Run]]:
 def test_the_mean_over_seeds_tells_apart_what_one_training_cannot(rows: dict[str, list[Run]]) -> None:
     full, less = over_seeds(rows, "full")
     single = [paired(run.label, run.probability, other.probability).p for run, other in zip(rows["full"], rows["less"], strict=True)]
-    assert less["p"] < 0.05 < np.median(single)
+    assert less["of_means"]["p"] < 0.05 < np.median(single)
     assert full["auc_of_mean"].value > max(full["aucs"])  # what each training adds of its own is averaged away
-    assert "p" not in full and less["difference"].value == pytest.approx(less["auc_of_mean"].value - full["auc_of_mean"].value)
+    assert "of_means" not in full
+    assert less["of_means"]["difference"].value == pytest.approx(less["auc_of_mean"].value - full["auc_of_mean"].value)
+
+
+def test_single_trainings_are_compared_by_the_mean_of_their_aucs(rows: dict[str, list[Run]]) -> None:
+    full, less = over_seeds(rows, "full")
+    step = less["of_trainings"]["difference"]
+    assert step.value == pytest.approx(less["auc_mean"] - full["auc_mean"])
+    rng, label = np.random.default_rng(0), rows["full"][0].label
+    draws = []
+    for _ in range(400):  # DeLong's spread is that of cases drawn anew
+        drawn = np.concatenate([rng.choice(np.flatnonzero(label == k), int(np.sum(label == k))) for k in (0, 1)])
+        means = [np.mean([delong(label[drawn], run.probability[drawn])[0] for run in rows[name]]) for name in ("full", "less")]
+        draws.append(means[1] - means[0])
+    assert (step.high - step.low) / 3.92 == pytest.approx(np.std(draws), rel=0.1)
 
 
 def test_logits_are_averaged_and_single_trainings_are_summarised(rows: dict[str, list[Run]]) -> None:
@@ -54,7 +68,8 @@ def test_logits_are_averaged_and_single_trainings_are_summarised(rows: dict[str,
 
 def test_p_is_corrected_for_the_rows(rows: dict[str, list[Run]]) -> None:
     two = over_seeds({**rows, "again": rows["less"]}, "full")
-    assert two[1]["p_holm"] == pytest.approx(2 * two[1]["p"]) and two[1]["p"] == two[2]["p"]
+    for test in TESTS:
+        assert two[1][test]["p_holm"] == pytest.approx(min(1.0, 2 * two[1][test]["p"])) and two[1][test]["p"] == two[2][test]["p"]
 
 
 def test_runs_of_other_cases_are_refused(rows: dict[str, list[Run]]) -> None:

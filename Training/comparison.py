@@ -59,8 +59,16 @@ def auc_delong(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> 
 
 def paired(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -> Difference:
     """AUC of `other` minus that of `score`, both of the same cases; two-sided p."""
-    areas, covariance = delong(label, score, other)
-    return _difference(float(areas[1] - areas[0]), float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]))
+    return paired_means(label, [score], [other])
+
+
+def paired_means(
+    label: Int[np.ndarray, " N"], scores: Sequence[Float[np.ndarray, " N"]], others: Sequence[Float[np.ndarray, " N"]]
+) -> Difference:
+    """Mean AUC of several models minus that of several others, all of the same cases; two-sided p, for other cases and these models."""
+    areas, covariance = delong(label, *scores, *others)
+    sign = np.repeat([-1 / len(scores), 1 / len(others)], [len(scores), len(others)])
+    return _difference(float(sign @ areas), float(sign @ covariance @ sign))
 
 
 def unpaired(

@@ -10,15 +10,18 @@ from jaxtyping import Float
 
 from HARM3Logic.errors import BadOption
 from Training.calibration import log_odds
-from Training.comparison import auc_delong, holm, paired
+from Training.comparison import auc_delong, holm, paired, paired_means
 from Training.runs import Run
+
+TESTS = ("of_trainings", "of_means")
 
 
 def over_seeds(rows: Mapping[str, Sequence[Run]], reference: str) -> list[dict[str, Any]]:
     """Each row's AUC with each seed, and that of the mean of its logits over the seeds, against the reference's on the same cases.
 
-    The mean over the seeds has less of the luck of a single training, so that what is left between two rows is rather their own. The
-    interval and p (paired DeLong, Holm over the rows) are those of the mean: of the cases that were drawn, not of the seeds.
+    Two answers to whether a row is worse: `of_trainings` compares the mean AUC of single trainings, what a user of one gets; `of_means` the
+    AUC of the mean logits, which forgives a row its luck in training, and so what makes it lucky or not. Interval and p of both (paired
+    DeLong, Holm over the rows) are for other cases and these trainings.
 
     Args:
         rows: label to its runs, a seed each, in the same order of seeds everywhere.
@@ -46,12 +49,17 @@ def over_seeds(rows: Mapping[str, Sequence[Run]], reference: str) -> list[dict[s
             "auc_of_mean": auc_delong(truth, means[label]),
         }
         if label != reference:
-            test = paired(truth, means[reference], means[label])
-            row |= {"difference": test.difference, "p": test.p, "detectable": test.detectable}
+            scores = [[run.probability for run in each] for each in (own, runs)]
+            tests = paired_means(truth, *scores), paired(truth, means[reference], means[label])
+            row |= {
+                name: {"difference": test.difference, "p": test.p, "detectable": test.detectable}
+                for name, test in zip(TESTS, tests, strict=True)
+            }
         found.append(row)
-    others = [row for row in found if row["run"] != reference]
-    for row, p in zip(others, holm([row["p"] for row in others]), strict=True):
-        row["p_holm"] = float(p)
+    for name in TESTS:
+        tested = [row[name] for row in found if row["run"] != reference]
+        for test, p in zip(tested, holm([test["p"] for test in tested]), strict=True):
+            test["p_holm"] = float(p)
     return found
 
 

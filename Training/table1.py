@@ -261,8 +261,9 @@ def _say(results: Mapping[str, Any]) -> None:
     for row in results.get("seeds", ()):
         line = f"{row['run']}, {len(row['aucs'])} seeds: AUC {row['auc_mean']:.3f} (spread {row['auc_spread']:.3f})"
         if row["run"] != results["reference"]:
-            line += f"; mean logits against those of {results['reference']}: {row['difference']}, p {row['p']:.3g}"
-            line += f", after Holm {row['p_holm']:.3g}"
+            for name, test in ((name, row[name]) for name in seeds.TESTS):
+                line += f"; {name.replace('_', ' ')} against {results['reference']}: {test['difference']}, p {test['p']:.3g}"
+                line += f", after Holm {test['p_holm']:.3g}"
         print(line)
 
 
