@@ -261,7 +261,8 @@ def _say(results: Mapping[str, Any]) -> None:
     for row in results.get("seeds", ()):
         line = f"{row['run']}, {len(row['aucs'])} seeds: AUC {row['auc_mean']:.3f} (spread {row['auc_spread']:.3f})"
         if row["run"] != results["reference"]:
-            for name, test in ((name, row[name]) for name in seeds.TESTS):
+            for name in seeds.TESTS:
+                test = row[name]
                 line += f"; {name.replace('_', ' ')} against {results['reference']}: {test['difference']}, p {test['p']:.3g}"
                 line += f", after Holm {test['p_holm']:.3g}"
         print(line)
