@@ -20,8 +20,8 @@ def over_seeds(rows: Mapping[str, Sequence[Run]], reference: str) -> list[dict[s
     """Each row's AUC with each seed, and that of the mean of its logits over the seeds, against the reference's on the same cases.
 
     Two answers to whether a row is worse: `of_trainings` compares the mean AUC of single trainings, what a user of one gets; `of_means` the
-    AUC of the mean logits, in which the luck of single trainings cancels, and with it what makes a row the more unsteady. Interval and p of both (paired
-    DeLong, Holm over the rows) are for other cases and these trainings.
+    AUC of the mean logits, in which the luck of single trainings cancels. Interval and p of both (paired DeLong, Holm over the rows) are
+    for other cases and these trainings.
 
     Args:
         rows: label to its runs, a seed each, in the same order of seeds everywhere.
