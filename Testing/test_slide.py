@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,8 +31,6 @@ from HARM3Logic.slide import (
 from HARM3Logic.tissue import block_means, closing, majority, saturation
 
 PINK, GLASS, BLUE_INK = (200, 120, 170), (243, 243, 243), (30, 80, 160)
-DATA = Path(os.environ.get("HARM3_TEST_DATA", "/nonexistent"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="HARM3_TEST_DATA names no folder with data/ and parity/")
 
 
 def glass(height: int, width: int) -> np.ndarray:
@@ -300,10 +297,9 @@ def test_blur_is_seen(tmp_path: Path) -> None:
     assert found[0.7] <= 0.04 and found[3.0] >= 0.96
 
 
-@needs_data
 @pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "TCGA-CR-7395-01A-01-TS1.svs"])
-def test_a_real_slide_is_sharp_and_its_blurred_copy_is_not(tmp_path: Path, name: str) -> None:
-    with Slide.open(DATA / "data" / "slides" / name, mpp=0.5) as slide:
+def test_a_real_slide_is_sharp_and_its_blurred_copy_is_not(data: Path, tmp_path: Path, name: str) -> None:
+    with Slide.open(data / "data" / "slides" / name, mpp=0.5) as slide:
         assert tissue(slide, TissueSettings()).fractions["blurred"] == 0
         pixels = slide.read_region_rgb(0, 0, 0, slide.width_px, slide.height_px)
     soft = np.stack([ndimage.gaussian_filter(pixels[..., c], 2.0) for c in range(3)], axis=2)
@@ -476,20 +472,18 @@ def test_paint_puts_each_weight_on_its_tile() -> None:
     assert paint(np.array([1.0, 0.5, 0.1, 0.7]), grid, (400, 400), (3, 3))[2, 2] == np.float32(0.7)  # smaller than a pixel, not lost
 
 
-@needs_data
-def test_tile_origins_equal_the_golden_ones() -> None:
-    with np.load(DATA / "parity" / "wsi_tiles_cmu.npz") as golden:
+def test_tile_origins_equal_the_golden_ones(data: Path) -> None:
+    with np.load(data / "parity" / "wsi_tiles_cmu.npz") as golden:
         height, width = golden["output.mask_shape"]
         mask = np.unpackbits(golden["output.mask_packed"])[: height * width].reshape(height, width).astype(bool)
-        with Slide.open(DATA / "data" / "slides" / "CMU-1-Small-Region.svs") as slide:
+        with Slide.open(data / "data" / "slides" / "CMU-1-Small-Region.svs") as slide:
             grid = tile_grid(slide, TissueSettings.parity(), TileSettings(mpp=None))
         assert np.array_equal(grid.tissue.mask, mask)
         assert np.array_equal(grid.xy_px, golden["output.tiles"])
 
 
-@needs_data
-def test_real_slides_are_told_apart() -> None:
-    slides = DATA / "data" / "slides"
+def test_real_slides_are_told_apart(data: Path) -> None:
+    slides = data / "data" / "slides"
     with pytest.raises(BadSlide, match="--mpp"):
         Slide.open(slides / "TCGA-CR-7395-01A-01-TS1.svs")
     with Slide.open(slides / "TCGA-CR-7395-01A-01-TS1.svs", mpp=0.5) as slide:
@@ -499,13 +493,12 @@ def test_real_slides_are_told_apart() -> None:
         tile_grid(slide, TissueSettings.parity(), TileSettings(mpp=None))
 
 
-@needs_data
-def test_dicom_folder_and_file_are_one_slide_with_true_colours() -> None:
-    folder = DATA / "data" / "slides" / "cmu1_small_region_dicom"
+def test_dicom_folder_and_file_are_one_slide_with_true_colours(data: Path) -> None:
+    folder = data / "data" / "slides" / "cmu1_small_region_dicom"
     with (
         Slide.open(folder) as dicom,
         Slide.open(folder / "level-3-frames-0-1.dcm") as one,
-        Slide.open(DATA / "data" / "slides" / "CMU-1-Small-Region.svs") as aperio,
+        Slide.open(data / "data" / "slides" / "CMU-1-Small-Region.svs") as aperio,
     ):
         assert (dicom.vendor, len(dicom.level_downsamples), dicom.mpp) == ("dicom", 12, 0.499)
         assert dicom.sha256 == one.sha256
@@ -525,9 +518,8 @@ def test_means_of_blocks_are_exact(block_px: int) -> None:
             assert np.array_equal(found[row, column], np.floor(block.mean(axis=0) + 0.5))
 
 
-@needs_data
-def test_label_and_macro_pictures_are_never_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = DATA / "data" / "slides" / "CMU-1-Small-Region.svs"
+def test_label_and_macro_pictures_are_never_touched(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = data / "data" / "slides" / "CMU-1-Small-Region.svs"
     with openslide.OpenSlide(path) as handle:
         assert "label" in handle.associated_images  # there is one to leave alone
     monkeypatch.setattr(openslide.OpenSlide, "associated_images", property(lambda _: pytest.fail("read the label")))

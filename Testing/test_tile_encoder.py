@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +21,6 @@ from HARM3Logic.errors import BadCheckpoint, BadOption, BadSlide, Cancelled
 from HARM3Logic.features import slide_features
 from HARM3Logic.slide import Slide, TileGrid, TileSettings, TissueSettings, read_tiles, tile_grid
 from HARM3Logic.tile_encoder import EncoderEntry, TileEncoder, default_path, read_entry, save_encoder
-
-DATA = Path(os.environ.get("HARM3_TEST_DATA", "/nonexistent"))
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="HARM3_TEST_DATA names no folder with data/ and parity/")
 
 TINY = EncoderEntry(
     name="tiny",
@@ -273,9 +269,8 @@ def test_a_cache_that_cannot_be_written_is_named(slide_file: Path, tiny: TileEnc
         slide_features(slide, grid_of(slide), tiny, tmp_path / "taken", on_progress=lambda _: pytest.fail("encoded before looking"))
 
 
-@needs_data
-def test_the_nearest_neighbour_of_a_tile_is_its_shifted_twin() -> None:
-    pictures = [Image.open(p).convert("RGB") for p in sorted((DATA / "data" / "tiles").glob("*.tif"))]
+def test_the_nearest_neighbour_of_a_tile_is_its_shifted_twin(data: Path) -> None:
+    pictures = [Image.open(p).convert("RGB") for p in sorted((data / "data" / "tiles").glob("*.tif"))]
     encoder = TileEncoder.load("default")
     here, there = (
         encoder.encode(np.stack([np.asarray(p.crop((d, d, d + 180, d + 180)).resize((224, 224))) for p in pictures]), 10) for d in (0, 44)
