@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from HARM3Logic.errors import BadCase
+from HARM3Logic.writing import write_text
 
 TIMEPOINTS = ("pre", "post")
 SEQUENCES = ("t1", "t2")
@@ -183,13 +184,6 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _number(value: Any, name: str, where: str, wanted: str = "a number") -> float:

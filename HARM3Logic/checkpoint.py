@@ -33,6 +33,7 @@ from HARM3Logic.errors import BadCheckpoint
 from HARM3Logic.familiarity import Reference
 from HARM3Logic.models import MODELS
 from HARM3Logic.prepare import Preprocessing
+from HARM3Logic.writing import whole
 
 __all__ = ["Calibration", "Card", "Checkpoint", "build", "check_encoder", "default", "file_sha256", "half", "load", "read_card", "save"]
 
@@ -131,10 +132,8 @@ def save(path: str | os.PathLike[str], model: nn.Module, card: Card, familiarity
         tensors[f"familiarity.{name}.spread"] = torch.from_numpy(reference.spread).float()
         limits[name] = reference.limit
     text = json.dumps({"format": FORMAT, "card": dataclasses.asdict(card), "familiarity": limits}, sort_keys=True)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata={"harm3": text, "sha256": _seal(text, tensors)})
-    temporary.replace(path)
+    with whole(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata={"harm3": text, "sha256": _seal(text, tensors)})
 
 
 def _small(tensor: Tensor) -> Tensor:

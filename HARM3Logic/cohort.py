@@ -11,6 +11,7 @@ from typing import Any
 
 from HARM3Logic.case import INPUTS, MASKS, Case, case_from_fields
 from HARM3Logic.errors import BadCase, BadCohort
+from HARM3Logic.writing import whole
 
 FILE_COLUMNS = (*(name for name in INPUTS if name != "clinical"), *MASKS)
 DATES = ("date_pre", "date_post")  # days of the scans, read by `harm3 check` alone
@@ -154,10 +155,7 @@ def _made(values: Mapping[str, str], folder: Path, where: str) -> Case:
 
 def write_cohort(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a CSV table whole or not at all; the first row's keys are the columns."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
+    with whole(Path(path)) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)

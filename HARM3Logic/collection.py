@@ -5,7 +5,6 @@ slides --whichever encoder is free--> DIR/<slide>.h5
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from HARM3Logic.stain import Stain
 from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.tiles import TileGrid, TileSettings
 from HARM3Logic.tissue import Tissue, TissueSettings
+from HARM3Logic.writing import whole
 
 Progress = Callable[[str, int, int], None]  # name of the slide, tiles in all, tiles done
 Worker = TypeVar("Worker")
@@ -140,14 +140,11 @@ def _tensor_file(path: Path, out: Path, new: bool) -> None:
     """The features as the tensor CLAM's training loads."""
     if out.is_file() and not new:
         return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        torch.save(torch.from_numpy(feature_file.load(path).features), temporary)
-        os.replace(temporary, out)
+        with whole(out) as temporary:
+            torch.save(torch.from_numpy(feature_file.load(path).features), temporary)
     except (OSError, RuntimeError) as error:
         raise feature_file.cannot_write(out, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _names(paths: Sequence[Path]) -> dict[str, Path]:

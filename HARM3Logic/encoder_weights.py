@@ -8,7 +8,6 @@ The only home of timm among the slides' modules. An encoder of ours is one `.saf
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from HARM3Logic.encoders import EncoderEntry, Names
 from HARM3Logic.errors import BadCheckpoint
+from HARM3Logic.writing import whole
 
 KEY = "tile_encoder"  # where the entry lies in the file's metadata
 WRAPPINGS = ("state_dict", "model_state_dict", "model")  # under which training programs keep the weights
@@ -261,7 +261,5 @@ def save_encoder(entry: EncoderEntry, weights: Mapping[str, Tensor], out: Path) 
         grid = list(model.patch_embed.grid_size)
         kept["pos_embed"] = resample_abs_pos_embed(kept["pos_embed"], grid, num_prefix_tokens=model.num_prefix_tokens)
     build(entry, kept, str(out))
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    save_file({k: v.half().contiguous() for k, v in kept.items()}, temporary, metadata={"format": "pt", KEY: json.dumps(asdict(entry))})
-    temporary.chmod(0o644)  # safetensors writes for the owner alone
-    temporary.replace(out)
+    with whole(out) as temporary:
+        save_file({k: v.half().contiguous() for k, v in kept.items()}, temporary, metadata={"format": "pt", KEY: json.dumps(asdict(entry))})

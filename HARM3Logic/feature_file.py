@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from HARM3Logic.errors import BadOption, BadSlide
+from HARM3Logic.writing import whole
 
 ROWS = 1024  # rows read or written at a time
 DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)  # h5py's answers to missing and damaged files
@@ -55,10 +55,9 @@ def write(path: Path, about: About, coords: Coords, parts: Iterable[Part], lengt
     Raises:
         BadOption: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     digest, done = hashlib.sha256(), 0
     try:
-        with h5py.File(temporary, "w") as file:
+        with whole(path) as temporary, h5py.File(temporary, "w") as file:
             features = file.create_dataset("features", (len(coords), length), np.float32)
             for part in parts:
                 features[done : done + len(part)] = part
@@ -67,13 +66,10 @@ def write(path: Path, about: About, coords: Coords, parts: Iterable[Part], lengt
             file["coords"] = coords
             file.attrs.update({**about, "checksum": _sealed(digest, coords, about)})
             _describe(file, about, path.stem)
-        if done != len(coords):
-            raise BadOption(f"{done} of {len(coords)} rows came for {str(path)!r}.", "Start it again.")
-        os.replace(temporary, path)
+            if done != len(coords):
+                raise BadOption(f"{done} of {len(coords)} rows came for {str(path)!r}.", "Start it again.")
     except (OSError, RuntimeError) as error:
         raise cannot_write(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _describe(file: Any, about: About, name: str) -> None:

@@ -29,6 +29,7 @@ from HARM3Logic.stain import SAMPLE, Stain
 from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.tiles import TileGrid, evenly
 from HARM3Logic.tissue import Tissue
+from HARM3Logic.writing import whole
 
 RECORD = 64  # tiles of a journal's record, at least
 PICTURE_PX = 1024  # longer edge of the picture of a mask
@@ -202,10 +203,8 @@ def save_mask(slide: Slide, found: Tissue, path: Path) -> None:
     shown = np.where(place(found.mask), picture, picture // 4)
     if found.artefacts is not None:
         shown = np.where(place(found.artefacts), np.array([255, 210, 0], np.uint8), shown)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        Image.fromarray(np.concatenate([picture, shown], axis=1)).save(temporary, "png")
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            Image.fromarray(np.concatenate([picture, shown], axis=1)).save(temporary, "png")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise feature_file.cannot_write(path, error) from error

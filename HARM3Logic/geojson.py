@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from scipy import ndimage
 
-from HARM3Logic.case import write_text
+from HARM3Logic.writing import write_text
 
 Ring = list[tuple[int, int]]
 PINK = (231, 84, 128)

@@ -21,6 +21,7 @@ from jaxtyping import Float32
 
 from HARM3Logic.errors import BadVolume
 from HARM3Logic.grid import Grid, Volume, geometry_fault, triple
+from HARM3Logic.writing import whole
 
 
 class Held:
@@ -92,13 +93,10 @@ def write(volume: Volume, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
     try:
-        with _quiet:
+        with whole(path, suffix) as temporary, _quiet:
             sitk.WriteImage(to_itk(volume.array, volume.grid), str(temporary), useCompression=True)
-        os.replace(temporary, path)
     except (RuntimeError, OSError) as error:
-        temporary.unlink(missing_ok=True)
         raise BadVolume(f"{str(path)!r} cannot be written ({reason(error)}).", "Choose another folder, or the suffix .nrrd.") from error
 
 

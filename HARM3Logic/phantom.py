@@ -29,9 +29,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from HARM3Logic import phantom_mri, phantom_slide, volume
-from HARM3Logic.case import MRI, Case, write_text
+from HARM3Logic.case import MRI, Case
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.errors import BadOption
+from HARM3Logic.writing import write_text
 
 PHANTOM_VERSION = 1
 RESPONDERS = 0.3  # share of pCR in HNSCC-pCR: 122 of 407

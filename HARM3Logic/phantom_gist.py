@@ -29,11 +29,12 @@ import numpy as np
 from jaxtyping import Float
 
 from HARM3Logic import volume
-from HARM3Logic.case import Case, write_text
+from HARM3Logic.case import Case
 from HARM3Logic.cohort import CLINICAL, write_cohort
 from HARM3Logic.errors import BadOption
 from HARM3Logic.phantom import NOTICE, auc, each, sigmoid
 from HARM3Logic.phantom_ct import ACQUISITION, CENTRES, crop, render
+from HARM3Logic.writing import write_text
 
 PHANTOM_VERSION = 1
 RESPONDERS = 0.545  # share in the prediction cohort of the GIST abstract

@@ -9,6 +9,8 @@ import tifffile
 from jaxtyping import Float, UInt8
 from scipy import ndimage
 
+from HARM3Logic.writing import whole
+
 # optical density per unit of stain (Ruifrok & Johnston 2001, H&E)
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29], dtype=np.float32)
 EOSIN = np.array([0.07, 0.99, 0.11], dtype=np.float32)
@@ -24,8 +26,7 @@ def write_slide(path: Path, rng: np.random.Generator, lymphocytes: float, size: 
     """A biopsy core; `lymphocytes` in [-1, 1] is the density of the small round dark nuclei, nothing else follows it."""
     mpp = float(rng.uniform(*MPP[size]))
     pixels = draw_slide(rng, lymphocytes, mpp, EXTENT_UM[size])
-    temporary = path.with_name(f".{path.name}.tmp")
-    with tifffile.TiffWriter(temporary) as tiff:
+    with whole(path) as temporary, tifffile.TiffWriter(temporary) as tiff:
         options = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 88}, "metadata": None}
         level, factor = pixels, 1
         while True:
@@ -36,7 +37,6 @@ def write_slide(path: Path, rng: np.random.Generator, lymphocytes: float, size: 
             height, width = (n // 4 * 4 for n in level.shape[:2])
             blocks = level[:height, :width].reshape(height // 4, 4, width // 4, 4, 3)
             level, factor = blocks.mean(axis=(1, 3)).round().astype(np.uint8), factor * 4
-    temporary.replace(path)
 
 
 def draw_slide(rng: np.random.Generator, lymphocytes: float, mpp: float, extent_um: tuple[float, float]) -> UInt8[np.ndarray, "H W 3"]:

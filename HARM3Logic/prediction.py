@@ -17,11 +17,12 @@ from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
 from HARM3Logic import geojson, report, volume
-from HARM3Logic.case import INPUTS, write_text
+from HARM3Logic.case import INPUTS
 from HARM3Logic.errors import BadOption
 from HARM3Logic.picture import png
 from HARM3Logic.slide_view import SlideView, TileAttention, attention_table, levels
 from HARM3Logic.volume import Grid, Volume
+from HARM3Logic.writing import write_text
 
 SLIDE_FILES = ("slide_thumbnail.png", "slide_attention.png", "slide_attention.nrrd", "tiles.geojson")
 TILE_FILES = ("slide_attention_tiles.png", "slide_attention_tiles.nrrd")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from HARM3Logic import report
-from HARM3Logic.case import Case, holds_features, write_text
+from HARM3Logic.case import Case, holds_features
 from HARM3Logic.errors import BadOption, BadSlide, MissingInput
 from HARM3Logic.slide import Slide, reader_count, tile_grid
 from HARM3Logic.slide_view import SlideView, TileView
@@ -23,6 +23,7 @@ from HARM3Logic.tile_reader import read_tile
 from HARM3Logic.tiles import TileSettings
 from HARM3Logic.tissue import TissueSettings
 from HARM3Logic.viewer import source_of, write_viewer
+from HARM3Logic.writing import write_text
 
 BLANK = np.zeros((1, 1), np.float32)  # of the small picture, which the viewer does not show
 

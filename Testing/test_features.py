@@ -235,7 +235,7 @@ def test_a_full_disk_leaves_no_feature_file(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(feature_file.os, "replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(BadOption, match="No space left"):
         feature_file.write(tmp_path / "f.h5", ABOUT, COORDS, PARTS, 3)
     assert list(tmp_path.iterdir()) == []

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from HARM3Logic import __version__, device
-from HARM3Logic.case import write_text
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
+from HARM3Logic.writing import write_text
 from Training import attention_page, command, metrics
 from Training.attended import REPEATS, SEED, Attended, attend
 from Training.attention_stats import LEVEL, Contrast, auc_drop, contrasts, plain, recovery, relative, shares

@@ -27,6 +27,7 @@ from HARM3Logic.clinical import Schema
 from HARM3Logic.errors import BadCohort, BadVolume, HARM3Error, OutOfMemory
 from HARM3Logic.prepare import NO_SCHEMA, Preprocessing, prepare
 from HARM3Logic.tile_encoder import TileEncoder
+from HARM3Logic.writing import whole
 
 USUAL = (*MRI, "slide")
 OURS = ("HARM3Logic", "Training")
@@ -173,9 +174,8 @@ def _prepare_one(case: Case, path: Path, *, settings: Preprocessing, wanted: Seq
         return f"{case.case_id}: {error.message}"
     fields = dict.fromkeys(field for name in wanted for field in FIELDS[name])  # a slide alone has volumes of nothing beside it
     tensors = {name: getattr(prepared, name) for name in fields if getattr(prepared, name) is not None}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary)
     return ""
 
 

@@ -18,7 +18,8 @@ import torch
 
 from HARM3Logic import checkpoint
 from HARM3Logic.batch import Batch, Prepared, collate
-from HARM3Logic.case import MRI, write_text
+from HARM3Logic.case import MRI
+from HARM3Logic.writing import write_text
 from Training import feed, loop
 from Training.cache import Cache
 from Training.devices import open_fabric

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,10 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from HARM3Logic import __version__, volume
-from HARM3Logic.case import Case, write_text
+from HARM3Logic.case import Case
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.errors import BadCohort
 from HARM3Logic.prepare import Preprocessing, prepare
+from HARM3Logic.writing import whole, write_text
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 
@@ -99,18 +99,16 @@ def read_crops(cases: Sequence[Case], settings: Preprocessing, folder: Path, mid
     path, note = folder / "crops.npy", folder / "crops.json"
     plain = json.dumps({"made_of": digest.hexdigest(), "patients": [case.patient_id or case.case_id for case in cases]})
     if not path.is_file() or not note.is_file() or note.read_text(encoding="utf-8") != plain:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        made = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(cases), *settings.shape))
-        for k, case in enumerate(tqdm(cases, "preparing", unit="crop", disable=None)):
-            try:
-                found = prepare(case, settings, wanted=("ct",)).ct
-            except ValueError as error:
-                temporary.unlink()
-                raise BadCohort(f"case {case.case_id!r} cannot be prepared: {error}", "Mend or remove it.") from error
-            assert found is not None
-            made[k] = found.numpy()
-        made.flush()
-        note.unlink(missing_ok=True)
-        temporary.replace(path)
+        with whole(path) as temporary:
+            made = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(cases), *settings.shape))
+            for k, case in enumerate(tqdm(cases, "preparing", unit="crop", disable=None)):
+                try:
+                    found = prepare(case, settings, wanted=("ct",)).ct
+                except ValueError as error:
+                    raise BadCohort(f"case {case.case_id!r} cannot be prepared: {error}", "Mend or remove it.") from error
+                assert found is not None
+                made[k] = found.numpy()
+            made.flush()
+            note.unlink(missing_ok=True)
         write_text(note, plain)
     return Crops(np.load(path, mmap_mode="r"), tuple(json.loads(plain)["patients"]))

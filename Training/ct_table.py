@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from HARM3Logic.case import write_text
 from HARM3Logic.clinical import Schema, read_schema
 from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
+from HARM3Logic.writing import write_text
 from Training import command, ct_table_page, evaluate, external, pretrain, side_by_side, start, tables
 from Training.comparison import holm, paired, unpaired
 from Training.ct_table_page import LORA

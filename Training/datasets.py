@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from HARM3Logic.case import Case, write_text
+from HARM3Logic.case import Case
 from HARM3Logic.clinical import Schema, Variable
 from HARM3Logic.cohort import CLINICAL, read_cohort, write_cohort
 from HARM3Logic.errors import BadOption
+from HARM3Logic.writing import write_text
 
 UNKNOWN = "unknown"  # a gap among words
 

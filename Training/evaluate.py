@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from HARM3Logic import __version__
-from HARM3Logic.case import write_text
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.errors import BadCohort, BadOption
+from HARM3Logic.writing import write_text
 from Training import checklist, command, external, metrics, page, tables
 from Training.runs import WITHOUT, Run, read_runs
 

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Float
 
 from HARM3Logic.card import read_header
-from HARM3Logic.case import Case, write_text
+from HARM3Logic.case import Case
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.errors import BadCohort, BadOption
+from HARM3Logic.writing import write_text
 from Training import calibration, metrics
 from Training.comparison import auc_delong
 from Training.runs import Run, read_experiment

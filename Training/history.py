@@ -14,9 +14,9 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.inspection import permutation_importance
 from sklearn.model_selection import KFold
 
-from HARM3Logic.case import write_text
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.errors import HARM3Error
+from HARM3Logic.writing import write_text
 from Training.metrics import Estimate, interval
 from Training.space import Choice, Float, Int, Space
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.errors import HARM3Error
+from HARM3Logic.writing import whole, write_text
 from Training import feed, optimisers, start, trunks
 from Training.augment import augment
 from Training.cache import Cache
@@ -270,14 +271,11 @@ def _resume(path: Path, parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(value, temporary)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        torch.save(value, temporary)
 
 
 def _log(path: Path, row: dict[str, Any], epoch: int) -> None:
     """Append a line; lines of epochs that a crash undid are dropped."""
     kept = path.read_text().splitlines()[:epoch] if path.is_file() else []
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("\n".join([*kept, json.dumps(row)]) + "\n")
-    temporary.replace(path)
+    write_text(path, "\n".join([*kept, json.dumps(row)]) + "\n")

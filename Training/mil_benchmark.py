@@ -26,9 +26,10 @@ from lightning_fabric import Fabric
 from scipy.special import expit
 
 from HARM3Logic.batch import Prepared
-from HARM3Logic.case import Case, write_text
+from HARM3Logic.case import Case
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.prediction import writable
+from HARM3Logic.writing import write_text
 from Training import command, metrics
 from Training.cache import Cache
 from Training.datasets import read_table

@@ -31,8 +31,8 @@ from smac.main.smbo import SMBO
 from smac.runhistory import StatusType, TrialInfo, TrialValue
 from tqdm import tqdm
 
-from HARM3Logic.case import write_text
 from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.writing import write_text
 from Training.experiment import Experiment
 from Training.history import KEPT, Trial, best_of, decoded, encoded, epochs_of, read_history
 from Training.space import Choice, Int, Space, own

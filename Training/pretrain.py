@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +27,6 @@ from safetensors.torch import save_file
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from HARM3Logic.case import write_text
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.device import choose
 from HARM3Logic.errors import BadCheckpoint, BadOption
@@ -37,6 +35,7 @@ from HARM3Logic.models.mae3d import MAE3D, MAEConfig, fit_reading
 from HARM3Logic.models.vit3d import ViTTrunk, load_trunk
 from HARM3Logic.prediction import writable
 from HARM3Logic.prepare import Preprocessing
+from HARM3Logic.writing import whole, write_text
 from Training import command
 from Training.crops import Crops, cases_of_folder, read_crops, refuse_shared
 
@@ -182,17 +181,15 @@ def draw(model: MAE3D, crops: torch.Tensor, path: Path) -> None:
     grey = ((np.pad(cells, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1.0) + 1) * 127.5).round().astype(np.uint8)
     rows, columns, height, width = grey.shape
     sheet = Image.fromarray(grey.transpose(0, 2, 1, 3).reshape(rows * height, columns * width))
-    temporary = path.with_suffix(".tmp.png")
-    sheet.resize((3 * sheet.width, 3 * sheet.height), Image.Resampling.NEAREST).save(temporary)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        sheet.resize((3 * sheet.width, 3 * sheet.height), Image.Resampling.NEAREST).save(temporary, "png")
 
 
 def write_trunk(path: Path, trunk: ViTTrunk, told: dict[str, Any]) -> None:
     """The trunk alone, whole or not at all; `told` says where it comes from."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trunk.state_dict().items()}
-    save_file(weights, temporary, metadata={"harm3_trunk": json.dumps({"config": asdict(trunk.config), "training": told})})
-    temporary.replace(path)
+    with whole(path) as temporary:
+        save_file(weights, temporary, metadata={"harm3_trunk": json.dumps({"config": asdict(trunk.config), "training": told})})
 
 
 def load_pretrained(trunk: ViTTrunk, path: Path) -> dict[str, Any]:
@@ -248,9 +245,8 @@ def _resumed(path: Path, parts: dict[str, Any], device: torch.device) -> list[di
 
 
 def _save(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(value, temporary)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        torch.save(value, temporary)
 
 
 def run(recipe: Recipe, folder: Path | None, cohort: Path | None, out: Path, never: Sequence[Path], device: str) -> Path:

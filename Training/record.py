@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from HARM3Logic import __version__
-from HARM3Logic.case import Case, write_text
+from HARM3Logic.case import Case
 from HARM3Logic.checkpoint import Calibration, Card
 from HARM3Logic.clinical import Schema
 from HARM3Logic.errors import BadOption
 from HARM3Logic.tile_encoder import TileEncoder
+from HARM3Logic.writing import write_text
 from Training import start
 from Training.experiment import Experiment
 from Training.folds import Split

@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from HARM3Logic import __version__
-from HARM3Logic.case import write_text
+from HARM3Logic.writing import write_text
 from Training.experiment import Experiment
 from Training.history import EPOCHS, FEWEST, Trial, best_of, dependence, importance, incumbents, read_history
 from Training.metrics import Estimate

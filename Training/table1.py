@@ -18,11 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from HARM3Logic.case import INPUTS, MRI, Case, write_text
+from HARM3Logic.case import INPUTS, MRI, Case
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.device import choose
 from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
+from HARM3Logic.writing import write_text
 from Training import cache as caching
 from Training import command, cost, evaluate, loop, page, published, seeds, side_by_side, start, train, trunks
 from Training.devices import open_fabric

@@ -33,10 +33,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from HARM3Logic import __version__
-from HARM3Logic.case import write_text
 from HARM3Logic.cohort import write_cohort
 from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
+from HARM3Logic.writing import write_text
 from Training import command, comparison, metrics
 from Training.datasets import Table, read_table, write_as_cohort
 from Training.folds import Split, folds

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from HARM3Logic.writing import whole
 from Training.cache import Cache, hash_of_code
 from Training.experiment import Experiment
 
@@ -49,9 +49,8 @@ def place(folder: Path, experiment: Experiment, cache: Cache, rows: Sequence[int
 def keep(path: Path, model: nn.Module, log: Sequence[dict[str, Any]]) -> None:
     """Write the trunk, with the lines of the log of the epochs that taught it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: value.contiguous() for name, value in _state(model).items()}, temporary, {"log": json.dumps(list(log))})
-    temporary.replace(path)
+    with whole(path) as temporary:
+        save_file({name: value.contiguous() for name, value in _state(model).items()}, temporary, {"log": json.dumps(list(log))})
 
 
 def take(path: Path, model: nn.Module) -> list[dict[str, Any]]:

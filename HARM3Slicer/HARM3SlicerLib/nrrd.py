@@ -6,7 +6,6 @@ writes is read: three axes, data attached, raw or gzip. Geometry is voxel index 
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from HARM3Logic.errors import BadOption, BadVolume
+from HARM3Logic.writing import whole
 
 STEP_BYTES = 4 << 20  # of voxels between two steps: about 20 ms
 TYPES = {
@@ -64,20 +64,16 @@ def writeSteps(path: Path, array: np.ndarray, ijkToRas: np.ndarray) -> Iterator[
         "encoding: raw",
         f"space origin: {vector(lps[:3, 3])}",
     ]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     rows = max(1, STEP_BYTES // max(1, array[:1].nbytes))
     try:
-        with open(temporary, "wb") as file:
+        with whole(path) as temporary, open(temporary, "wb") as file:
             file.write(("\n".join(header) + "\n\n").encode("ascii"))
             for start in range(0, len(array), rows):
                 part = array[start : start + rows]
                 file.write(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).data)
                 yield
-        os.replace(temporary, path)
     except OSError as error:
         raise BadOption(f"{str(path)!r} cannot be written ({error.strerror}).", "Free room or choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def readSteps(

@@ -9,8 +9,8 @@ from pathlib import Path
 import qt
 import slicer
 
-from HARM3Logic.case import write_text
 from HARM3Logic.errors import BadOption
+from HARM3Logic.writing import write_text
 from HARM3SlicerLib.part import Part
 
 
