@@ -83,13 +83,12 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> int:
     import json
 
-    from tqdm import tqdm
-
     from HARM3Logic.check import as_table, check_cohort
+    from HARM3Logic.progress import progress
 
     if options.workers is not None and options.workers < 0:
         raise BadOption(f"--workers is {options.workers}; 0 or more is wanted.", "Correct it.")
-    with tqdm(desc="reading", unit="case", leave=False, disable=None) as bar:
+    with progress(desc="reading", unit="case", leave=False) as bar:
 
         def show(done: int, cases: int) -> None:
             bar.total = cases
@@ -119,14 +118,13 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _phantom(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from HARM3Logic import phantom, phantom_gist
+    from HARM3Logic.progress import progress
 
     gist = options.kind == "gist"
     if options.crops and not gist:
         raise BadOption(f"--crops is {options.crops} and the kind {options.kind}; only gist has crops.", "Add --kind gist.")
-    with tqdm(total=options.cases + options.crops, desc="phantoms", unit="case", disable=None) as bar:
+    with progress(total=options.cases + options.crops, desc="phantoms", unit="case") as bar:
 
         def show(done: int) -> None:
             bar.update(done - bar.n)

@@ -105,9 +105,8 @@ def devices(text: str, slides: int) -> list[str]:
 
 
 def _write(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from HARM3Logic.collection import write_collection
+    from HARM3Logic.progress import progress
     from HARM3Logic.stain import Stain
     from HARM3Logic.tile_encoder import TileEncoder
 
@@ -116,7 +115,7 @@ def _write(options: argparse.Namespace) -> int:
         TileEncoder.load(options.encoder, device, weights=options.weights, run_foreign_code=options.run_foreign_code)
         for device in devices(options.device, len(options.slides))
     ]
-    with tqdm(unit="tile", leave=False, disable=None) as bar:
+    with progress(unit="tile", leave=False) as bar:
         failures = write_collection(
             options.slides,
             encoders,
@@ -153,6 +152,8 @@ class _Progress:
 
     def __call__(self, name: str, tiles: int, done: int) -> None:
         bar, begun = self._bar, name in self._done
+        if not begun:
+            bar.set_description(name, refresh=False)
         if not begun and (self._one_by_one or not self._done):
             self._done.clear()
             bar.reset(tiles)
@@ -160,6 +161,4 @@ class _Progress:
         else:
             bar.total += 0 if begun else tiles
             bar.update(done - self._done.get(name, 0))
-        if not begun:
-            bar.set_description(name)
         self._done[name] = done

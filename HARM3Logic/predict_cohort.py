@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from HARM3Logic import bag, checkpoint, volume
 from HARM3Logic.case import MRI, Case
@@ -24,6 +23,7 @@ from HARM3Logic.device import choose
 from HARM3Logic.errors import BadOption, Cancelled, HARM3Error, OutOfMemory
 from HARM3Logic.predict import Predictor, keeping_mask, writable
 from HARM3Logic.prepare import OnEvent, Preprocessing, silent
+from HARM3Logic.progress import progress
 from HARM3Logic.viewer import write_viewer
 from HARM3Logic.viewer_later import add_viewer
 
@@ -90,7 +90,7 @@ def predict_cohort(
         results = _each(work, todo, min(count, len(todo)), (path, device, any(map(bag.encodes, todo))))
     book.begin()
     known = len(cases) - len(todo)
-    for case, result in tqdm(zip(todo, results, strict=True), "predicting", len(cases), initial=known, unit="case", disable=None):
+    for case, result in progress(zip(todo, results, strict=True), "predicting", len(cases), initial=known, unit="case"):
         book.enter(case, result)
         book.write()
         book.tell(case)  # after writing: the listener may stop the work

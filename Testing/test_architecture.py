@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Modules of HARM3Logic, low to high: each may import only those of lines above its own.
 LAYERS = (
-    ("errors", "writing"),
+    ("errors", "writing", "progress"),
     ("case", "card"),
     ("cohort", "clinical_schema"),
     ("clinical",),

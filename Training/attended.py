@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from HARM3Logic import checkpoint
 from HARM3Logic.batch import Batch
 from HARM3Logic.case import Case
 from HARM3Logic.clinical import Variable
 from HARM3Logic.errors import BadOption
+from HARM3Logic.progress import progress
 from Training import feed
 from Training.cache import Cache
 from Training.runs import Run
@@ -62,7 +62,7 @@ def attend(run: Run, cache: Path, repeats: int = REPEATS, on: torch.device | Non
     variables: tuple[Variable, ...] = ()
     kept: dict[str, np.ndarray] = {}
     rng = np.random.default_rng(SEED)
-    for fold in tqdm(run.folds, run.name, unit="fold", disable=None):
+    for fold in progress(run.folds, run.name, unit="fold"):
         loaded = checkpoint.load(run.path / fold / "checkpoint.safetensors", on)
         variables = loaded.card.clinical.variables
         if not variables:

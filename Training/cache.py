@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from HARM3Logic import clinical, volume
 from HARM3Logic.batch import Prepared
@@ -26,6 +25,7 @@ from HARM3Logic.case import INPUTS, MASKS, MRI, Case
 from HARM3Logic.clinical import Schema
 from HARM3Logic.errors import BadCohort, BadVolume, HARM3Error, OutOfMemory
 from HARM3Logic.prepare import NO_SCHEMA, Preprocessing, prepare
+from HARM3Logic.progress import progress
 from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.writing import whole
 
@@ -152,7 +152,7 @@ def _prepare_all(
     try:
         # spawn: a forked copy of torch's or ITK's threads can hang
         with ProcessPoolExecutor(count, get_context("spawn"), _start, (encoder, device)) as pool:
-            reasons = tqdm(pool.map(work, *zip(*missing, strict=True)), "preparing", len(missing), unit="case", disable=None)
+            reasons = progress(pool.map(work, *zip(*missing, strict=True)), "preparing", len(missing), unit="case")
             return [reason for reason in reasons if reason]
     except BrokenProcessPool as error:
         raise OutOfMemory(

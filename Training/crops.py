@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from HARM3Logic import __version__, volume
 from HARM3Logic.case import Case
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.errors import BadCohort
 from HARM3Logic.prepare import Preprocessing, prepare
+from HARM3Logic.progress import progress
 from HARM3Logic.writing import whole, write_text
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
@@ -101,7 +101,7 @@ def read_crops(cases: Sequence[Case], settings: Preprocessing, folder: Path, mid
     if not path.is_file() or not note.is_file() or note.read_text(encoding="utf-8") != plain:
         with whole(path) as temporary:
             made = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(cases), *settings.shape))
-            for k, case in enumerate(tqdm(cases, "preparing", unit="crop", disable=None)):
+            for k, case in enumerate(progress(cases, "preparing", unit="crop")):
                 try:
                     found = prepare(case, settings, wanted=("ct",)).ct
                 except ValueError as error:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy import ndimage
-from tqdm import tqdm
 
 from HARM3Logic import checkpoint, volume
 from HARM3Logic.batch import Prepared, collate
@@ -27,6 +26,7 @@ from HARM3Logic.errors import BadOption
 from HARM3Logic.explain import saliency
 from HARM3Logic.models.output import CamLayer
 from HARM3Logic.prepare import prepare
+from HARM3Logic.progress import progress
 from HARM3Logic.tile_encoder import TileEncoder
 from Training import command
 
@@ -116,7 +116,7 @@ def localise(cases: Iterable[Case], loaded: checkpoint.Checkpoint, layers: Seque
     if not all(places):
         raise BadOption(f"{loaded.path.name!r} holds a {loaded.card.model}, into which no volume goes.", "Choose another checkpoint.")
     found: list[list[Heat]] = [[] for _ in layers]
-    for case in tqdm([c for c in cases if "tumour_pre" in c.inputs], loaded.path.stem, unit="case", disable=None):
+    for case in progress([c for c in cases if "tumour_pre" in c.inputs], loaded.path.stem, unit="case"):
         prepared = prepare(case, loaded.card.preprocessing, encoder, ignore_masks=True)
         assert prepared.grid is not None
         tumour = _on_grid(case, prepared)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from HARM3Logic.batch import Batch
 from HARM3Logic.errors import HARM3Error
+from HARM3Logic.progress import progress
 from HARM3Logic.writing import whole, write_text
 from Training import feed, optimisers, start, trunks
 from Training.augment import augment
@@ -70,8 +70,8 @@ def train(
         trunk = trunks.place(taught, experiment, cache, split.train, fabric.device, fabric.world_size)
         if state["epoch"] == 0 and fabric.broadcast(trunk.is_file()):
             state["epoch"] = _take(trunk, trainee, out, on_epoch)
-    left, silent = range(state["epoch"], experiment.epochs), None if fabric.is_global_zero else True
-    epochs = tqdm(left, out.name, initial=state["epoch"], total=experiment.epochs, unit="epoch", disable=silent)
+    left, silent = range(state["epoch"], experiment.epochs), not fabric.is_global_zero
+    epochs = progress(left, out.name, experiment.epochs, initial=state["epoch"], unit="epoch", disable=silent)
     for epoch in epochs:
         if _enough(experiment, epoch, state["best_epoch"]):
             break
@@ -93,7 +93,7 @@ def train(
             if trunk is not None and epoch + 1 == experiment.mask_epochs:
                 trunks.keep(trunk, trainee.model, read_log(out))
             on_epoch(row)
-        epochs.set_postfix({name: losses[name] for name in SHOWN if name in losses})
+        epochs.set_postfix({name: losses[name] for name in SHOWN if name in losses}, refresh=False)
     fabric.barrier()
     if experiment.patience:
         trainee.judged.load_state_dict(torch.load(out / "best.pt", map_location=fabric.device, weights_only=True))

@@ -32,6 +32,7 @@ from smac.runhistory import StatusType, TrialInfo, TrialValue
 from tqdm import tqdm
 
 from HARM3Logic.errors import BadOption, HARM3Error
+from HARM3Logic.progress import progress
 from HARM3Logic.writing import write_text
 from Training.experiment import Experiment
 from Training.history import KEPT, Trial, best_of, decoded, encoded, epochs_of, read_history
@@ -90,7 +91,7 @@ def optimise(
     first = MultiFidelityFacade.get_initial_design(scenario, additional_configs=_own_values(experiment, space, configurations))
     # the forest looks at the most epochs that so many trials have; SMAC's own choice is 1, as many as BOHB's are wanted
     selector = ConfigSelector(scenario, min_trials=len(space) + 1)
-    with tqdm(total=plan.trials, desc=folder.name, initial=len(done), unit="trial", disable=None) as bar:
+    with progress(total=plan.trials, desc=folder.name, initial=len(done), unit="trial") as bar:
         keeper = _Keeper(folder, space, bar)
         smac = MultiFidelityFacade(
             scenario, target, initial_design=first, config_selector=selector, callbacks=[keeper], overwrite=True, dask_client=client,

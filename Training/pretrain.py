@@ -25,7 +25,6 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
 
 from HARM3Logic.cohort import read_cohort
 from HARM3Logic.device import choose
@@ -35,6 +34,7 @@ from HARM3Logic.models.mae3d import MAE3D, MAEConfig, fit_reading
 from HARM3Logic.models.vit3d import ViTTrunk, load_trunk
 from HARM3Logic.prediction import writable
 from HARM3Logic.prepare import Preprocessing
+from HARM3Logic.progress import progress
 from HARM3Logic.writing import whole, write_text
 from Training import command
 from Training.crops import Crops, cases_of_folder, read_crops, refuse_shared
@@ -96,7 +96,7 @@ def pretrain(recipe: Recipe, crops: Crops, out: Path, device: torch.device) -> P
     )
     parts = {"model": model, "optimiser": optimiser, "rate": rate}
     rows = _resumed(out / "state.pt", parts, device)
-    for epoch in tqdm(range(len(rows), recipe.epochs), "pretraining", recipe.epochs, initial=len(rows), unit="epoch", disable=None):
+    for epoch in progress(range(len(rows), recipe.epochs), "pretraining", recipe.epochs, initial=len(rows), unit="epoch"):
         began = time.monotonic()
         generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)  # of this epoch alone: resuming changes nothing
         torch.manual_seed(recipe.seed * 100_003 + epoch)
