@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 EVERY_S = 60.0  # between two lines; what takes less is done in silence
+bars = True  # False: lines on a terminal, too
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s after {elapsed}, {remaining} left{postfix}"
 
 
@@ -28,6 +29,6 @@ def progress(iterable: Iterable[Any] | None = None, desc: str | None = None, tot
     Args:
         options: of tqdm.
     """
-    if not sys.stderr.isatty():
+    if not (bars and sys.stderr.isatty()):
         options |= {"file": _Lines(), "bar_format": LINE, "mininterval": EVERY_S, "maxinterval": EVERY_S, "miniters": 1, "delay": EVERY_S}
     return tqdm(iterable, desc, total, **options)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from HARM3Logic.case import Case
 from HARM3Logic.errors import BadCohort, BadOption
@@ -187,20 +186,20 @@ def test_folds_by_centre_need_centres() -> None:
 
 
 def test_training_takes_the_number_of_a_fold_and_not_its_place(tmp_path, monkeypatch) -> None:
-    from Training import train
+    from Training import plan, train
     from Training.experiment import Experiment
 
     given = [replace(c, fold=(3, 7)[int(c.patient_id[1:]) % 2]) for c in cohort(90)]
     done: list[tuple[str, int | None]] = []
-    monkeypatch.setattr(train, "read_cohort", lambda path: given)
-    monkeypatch.setattr(train.caching, "build", lambda *a, **k: None)
-    monkeypatch.setattr(train.start, "inputs", lambda experiment: ("slide",))
+    monkeypatch.setattr(plan, "read_cohort", lambda path: given)
+    monkeypatch.setattr(plan.caching, "build", lambda *a, **k: None)
+    monkeypatch.setattr(plan.start, "inputs", lambda experiment: ("slide",))
     monkeypatch.setattr(train, "finish", lambda e, n, tensors, split, out, *rest: done.append((out.name, split.number)))
     for fold in (7, None):
-        train.run(Experiment("m", None), "x", tmp_path / "c.csv", tmp_path / "run", fold, False, torch.device("cpu"), None)
+        train.run(Experiment("m", None), "x", tmp_path / "c.csv", tmp_path / "run", "cpu", fold=fold)
     assert done == [("fold-7", 7), ("fold-3", 3), ("fold-7", 7)]
     with pytest.raises(BadOption, match="fold 0 does not exist; there are 3, 7"):
-        train.run(Experiment("m", None), "x", tmp_path / "c.csv", tmp_path / "run", 0, False, torch.device("cpu"), None)
+        train.run(Experiment("m", None), "x", tmp_path / "c.csv", tmp_path / "run", "cpu", fold=0)
 
 
 def test_fewer_labels_leave_the_judges_as_they_were() -> None:

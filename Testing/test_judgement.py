@@ -16,7 +16,7 @@ from HARM3Logic import checkpoint
 from HARM3Logic.batch import Batch, collate
 from HARM3Logic.case import MRI, Case
 from HARM3Logic.models import MODELS
-from Training import evaluate, judgement, page, train
+from Training import evaluate, judgement, page, plan, train
 from Training.cache import Cache
 from Training.folds import Split
 from Training.runs import WITHOUT, read_run
@@ -129,12 +129,12 @@ def test_a_model_of_one_input_has_no_such_table(tmp_path: Path) -> None:
 
 def test_shuffled_labels_are_the_same_labels_elsewhere() -> None:
     cases = [Case(f"C{k}", {}, label=None if k == 5 else int(k < 30)) for k in range(90)]
-    found = train.shuffled(cases, 1)
+    found = plan.shuffled(cases, 1)
     assert [case.case_id for case in found] == [case.case_id for case in cases]
     assert sum(case.label or 0 for case in found) == 29 and found[5].label is None
     moved = [case.label for case in found] != [case.label for case in cases]
-    assert moved and found == train.shuffled(cases, 1) and found != train.shuffled(cases, 2)
-    assert train.shuffled(cases, None) == tuple(cases)
+    assert moved and found == plan.shuffled(cases, 1) and found != plan.shuffled(cases, 2)
+    assert plan.shuffled(cases, None) == tuple(cases)
 
 
 def test_a_report_says_that_labels_were_shuffled(tmp_path: Path) -> None:

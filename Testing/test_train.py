@@ -2,22 +2,25 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from HARM3Logic.case import Case
-from HARM3Logic.errors import BadCohort, BadOption
-from Training import train
+from HARM3Logic.errors import BadCohort, BadOption, HARM3Error
+from Training import plan, side_by_side, train
 from Training.experiment import Augmentation, Experiment
+from Training.side_by_side import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = 14
@@ -78,9 +81,9 @@ def cohort(**changes: Any) -> list[Case]:
 def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Runs without preparing and training; what would have been."""
     found: list[Any] = []
-    monkeypatch.setattr(train, "read_cohort", lambda path: cohort())
-    monkeypatch.setattr(train.caching, "build", lambda cases, *a, **k: cases)
-    monkeypatch.setattr(train.start, "inputs", lambda experiment: ("slide",))
+    monkeypatch.setattr(plan, "read_cohort", lambda path: cohort())
+    monkeypatch.setattr(plan.caching, "build", lambda cases, *a, **k: cases)
+    monkeypatch.setattr(plan.start, "inputs", lambda experiment: ("slide",))
 
     def finish(experiment: Any, name: str, cases: Any, split: Any, out: Path, fabric: Any, on_epoch: Any, taught: Path | None) -> None:
         found.append((cases, split, out, on_epoch, taught))
@@ -91,7 +94,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def run(out: Path, experiment: Experiment | None = None, every: bool = False, **options: Any) -> None:
-    train.run(experiment or Experiment("m", None), "x", out / "c.csv", out, None, every, "cpu", None, **options)
+    train.run(experiment or Experiment("m", None), "x", out / "c.csv", out, "cpu", every=every, **options)
 
 
 @pytest.mark.parametrize("every", [False, True])
@@ -115,6 +118,36 @@ def test_runs_share_taught_trunks_where_they_share_a_cache(done: list[Any], tmp_
     done.clear()
     run(tmp_path / "shared", cache=tmp_path / "cache")
     assert {found[4] for found in done} == {tmp_path / "cache" / "trunks"}
+
+
+def test_folds_side_by_side_are_the_same_folds(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def in_processes(jobs: Sequence[Job], places: Sequence[tuple[str, int]]) -> dict[str, str]:
+        asked.append(len(places))
+        sent = [pickle.loads(pickle.dumps(job)) for job in jobs]  # as a new process gets them
+        return {job.name: reason for job in sent if (reason := side_by_side._reason(job, "cpu"))}
+
+    monkeypatch.setattr(side_by_side, "run", in_processes)
+    run(tmp_path / "alone")
+    alone = [(split, out.name) for _, split, out, *_ in done]
+    done.clear()
+    run(tmp_path / "together", at_once=2)
+    assert asked == [2] and [(split, out.name) for _, split, out, *_ in done] == alone and len(alone) == 5
+    run(tmp_path / "whole", every=True, at_once=8)
+    assert asked == [2, 1]  # no more processes than there is work
+
+
+def test_a_fold_that_fails_side_by_side_is_named(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "run", lambda jobs, places: {jobs[1].name: "too large."})
+    with pytest.raises(HARM3Error, match=r"1 of 5 folds cannot be trained: fold-1: too large\."):
+        run(tmp_path, at_once=2)
+
+
+def test_processes_of_a_group_do_not_start_processes_too(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "open_fabric", lambda device: SimpleNamespace(world_size=2))
+    with pytest.raises(BadOption, match="--jobs is 3 in a group of 2 processes"):
+        run(tmp_path, at_once=3)
 
 
 def test_a_leak_check_shuffles_and_says_so(done: list[Any], tmp_path: Path) -> None:
@@ -151,7 +184,7 @@ def test_a_start_that_failed_does_not_hold_the_folder(done: list[Any], tmp_path:
         raise BadCohort("a file is missing.", "Mend it.")
 
     with monkeypatch.context() as within, pytest.raises(BadCohort, match="missing"):
-        within.setattr(train.caching, "build", broken)
+        within.setattr(plan.caching, "build", broken)
         run(tmp_path)
     run(tmp_path, Experiment("m", None, epochs=3))  # other settings, and nothing was trained with the first
     assert json.loads((tmp_path / "experiment.json").read_text())["epochs"] == 3

@@ -30,9 +30,10 @@ from Training.devices import open_fabric
 from Training.experiment import Experiment
 from Training.folds import Split
 from Training.history import best_of, read_history, write_history
+from Training.plan import partition, prepared
 from Training.record import same_experiment
 from Training.space import Space, put, space_of
-from Training.train import asked_experiment, finish, partition, prepared
+from Training.train import asked_experiment, finish
 from Training.trial import inner_splits, objective
 
 try:

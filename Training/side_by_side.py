@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from HARM3Logic import progress
 from HARM3Logic.errors import HARM3Error
 
 
@@ -83,6 +84,7 @@ def _in_process(job: Job, device: str, threads: int) -> str:
 
 def _child(pipe: Any, job: Job, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
+    progress.bars = False  # several processes would draw over each other's
     if job.log is None:
         pipe.send(_reason(job, device))
         return
@@ -95,7 +97,8 @@ def _reason(job: Job, device: str) -> str:
     try:
         job.work(device, *job.arguments)
     except HARM3Error as error:
-        print(error, file=sys.stderr)
+        if job.log:  # else who waits for it tells
+            print(error, file=sys.stderr)
         return str(error)
     except Exception as error:  # a bug of ours in one method must not stop the others
         traceback.print_exc()

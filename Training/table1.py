@@ -20,7 +20,6 @@ from typing import Any
 
 from HARM3Logic.case import INPUTS, MRI, Case
 from HARM3Logic.cohort import read_cohort
-from HARM3Logic.device import choose
 from HARM3Logic.errors import BadOption
 from HARM3Logic.prediction import writable
 from HARM3Logic.writing import write_text
@@ -28,7 +27,7 @@ from Training import cache as caching
 from Training import command, cost, evaluate, loop, page, published, seeds, side_by_side, start, train, trunks
 from Training.devices import open_fabric
 from Training.experiment import Experiment, find, lengthened, shortened
-from Training.folds import Split
+from Training.plan import Plan, planned
 from Training.runs import Run, read_run, read_runs
 from Training.side_by_side import Job
 
@@ -99,51 +98,51 @@ def train_all(
     Raises:
         BadOption, BadCohort: a recipe contradicts itself, or cases cannot be prepared.
     """
-    cases = read_cohort(cohort)
-    wanted = shared([experiment for _, experiment in experiments.values()], cases)
-    for _, experiment in experiments.values():  # once, and not in each of several processes
+    wanted = shared([experiment for _, experiment in experiments.values()], read_cohort(cohort))
+    for _, experiment in experiments.values():  # before hours are spent on the cases
         start.check(experiment)
-        _tensors(cases, experiment, out, external, places[0][0], wanted)
-    failed = side_by_side.run(_teachings(experiments, cases, cohort, out, tuple(external), wanted), places)
-    trainings, measurements = [], []
-    for label, (name, experiment) in experiments.items():
-        log = out / "logs" / f"{label}.log" if len(places) > 1 else None
-        trainings.append(Job(label, _train, (experiment, name, cohort, out, label, tuple(external), wanted, whole), log))
-        measurements.append(Job(label, _measure, (experiment, cohort, out, label, tuple(external), wanted), log))
-    failed |= side_by_side.run(trainings, places)
+    fabric, options = open_fabric(places[0][0]), {"external": external, "cache": out / "cache", "wanted": wanted}
+
+    def plan(label: str, every: bool) -> Plan:
+        name, experiment = experiments[label]
+        return planned(experiment, name, cohort, out / "runs" / label, fabric, every=every, **options)
+
+    plans = {label: plan(label, False) for label in experiments}
+    wholes = {label: plan(label, True) for label in experiments} if whole else {}
+    logs = out / "logs" if len(places) > 1 else None
+    failed = side_by_side.run(_teachings(plans, logs), places)
+    work = [job for label in plans for each in (plans, wholes) if label in each for job in train.jobs(each[label], label, logs)]
+    for name, reason in side_by_side.run(work, places).items():
+        failed.setdefault(name.rpartition("/")[0], reason)
     # one at a time: what is timed must not share its cores; another seed costs the same
-    return failed | side_by_side.run([job for job in measurements if costs and job.name not in failed and "/" not in job.name], places[:1])
+    timed = [label for label in plans if costs and label not in failed and "/" not in label]
+    return failed | side_by_side.run([Job(label, _measure, (plans[label],), logs and logs / f"{label}.log") for label in timed], places[:1])
 
 
-def _teachings(
-    experiments: Mapping[str, tuple[str, Experiment]],
-    cases: Sequence[Case],
-    cohort: Path,
-    out: Path,
-    external: tuple[str, ...],
-    wanted: Sequence[str],
-) -> list[Job]:
+def _teachings(plans: Mapping[str, Plan], logs: Path | None) -> list[Job]:
     """The work that several rows have in common: each fold's trunk, where masks teach it alike."""
-    alike: dict[str, list[tuple[str, Experiment]]] = {}
-    for label, (_, experiment) in experiments.items():
-        if trunks.shareable(experiment):
-            alike.setdefault(trunks.recipe(experiment), []).append((label, experiment))
-    jobs = []
-    for of_group in alike.values():
-        left = [experiment for label, experiment in of_group if not (out / "runs" / label).exists()]
-        for split in train.partition(cases, left[0], False, external, False)[1] if len(left) > 1 else ():
-            name = f"trunk of fold {split.number}, seed {left[0].seed}"
-            jobs.append(Job(name, _teach, (left[0], split.number, cohort, out, external, wanted), out / "logs" / f"{name}.log"))
-    return jobs
+    alike: dict[str, list[Plan]] = {}
+    for plan in plans.values():
+        if trunks.shareable(plan.experiment) and not any(plan.out.glob("fold-*")):
+            alike.setdefault(trunks.recipe(plan.experiment), []).append(plan)
+    firsts = [(plans[0], label) for plans in alike.values() if len(plans) > 1 for label in plans[0].splits]
+    names = [f"trunk of {label}, seed {plan.experiment.seed}" for plan, label in firsts]
+    return [Job(name, _teach, place, logs and logs / f"{name}.log") for name, place in zip(names, firsts, strict=True)]
 
 
-def _teach(device: str, experiment: Experiment, fold: int, cohort: Path, out: Path, external: Sequence[str], wanted: Sequence[str]) -> None:
-    tensors, splits = _tensors(read_cohort(cohort), experiment, out, external, device, wanted)
-    scratch = out / "cache" / "trunks" / f"fold-{fold}"
-    split = next(split for split in splits if split.number == fold)
-    recipe = lengthened(experiment, len(split.train))
-    loop.train(replace(recipe, epochs=recipe.mask_epochs, patience=0), tensors, split, scratch, open_fabric(device), taught=scratch.parent)
+def _teach(device: str, plan: Plan, label: str) -> None:
+    split, fabric = plan.splits[label], open_fabric(device)
+    recipe = lengthened(plan.experiment, len(split.train))
+    assert plan.taught is not None
+    trunk = trunks.place(plan.taught, recipe, plan.tensors, split.train, fabric.device, fabric.world_size)
+    scratch = trunk.with_suffix("")
+    loop.train(replace(recipe, epochs=recipe.mask_epochs, patience=0), plan.tensors, split, scratch, fabric, taught=plan.taught)
     shutil.rmtree(scratch)
+
+
+def _measure(device: str, plan: Plan) -> None:
+    if not cost.measured(plan.out):
+        cost.measure(plan.experiment, plan.tensors, list(plan.splits.values()), plan.out, device)
 
 
 def shared(experiments: Sequence[Experiment], cases: Sequence[Case]) -> tuple[str, ...]:
@@ -152,45 +151,6 @@ def shared(experiments: Sequence[Experiment], cases: Sequence[Case]) -> tuple[st
     if read & set(caching.USUAL) and any(name in case.inputs for case in cases for name in MRI):
         read |= set(caching.USUAL)
     return tuple(name for name in INPUTS if name in read)
-
-
-def _train(
-    device: str,
-    experiment: Experiment,
-    name: str,
-    cohort: Path,
-    out: Path,
-    label: str,
-    external: Sequence[str],
-    wanted: Sequence[str] = caching.USUAL,
-    whole: bool = False,
-) -> None:
-    place = out / "runs" / label
-    print(f"{label}: {name} on {device}")
-    for every in (False, True) if whole else (False,):
-        train.run(experiment, name, cohort, place, None, every, device, 1, external=external, cache=out / "cache", wanted=wanted)
-
-
-def _measure(
-    device: str,
-    experiment: Experiment,
-    cohort: Path,
-    out: Path,
-    label: str,
-    external: Sequence[str],
-    wanted: Sequence[str] = caching.USUAL,
-) -> None:
-    place = out / "runs" / label
-    if not cost.measured(place):
-        tensors, splits = _tensors(read_cohort(cohort), experiment, out, external, device, wanted)
-        cost.measure(experiment, tensors, splits, place, device)
-
-
-def _tensors(
-    cases: Sequence[Case], experiment: Experiment, out: Path, external: Sequence[str], device: str, wanted: Sequence[str]
-) -> tuple[caching.Cache, list[Split]]:
-    inside, splits = train.partition(cases, experiment, False, external, False)
-    return train.prepared(inside, experiment, out / "cache", choose(device).type, wanted=wanted), splits
 
 
 def tabulate(out: Path, labels: Sequence[str]) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 Writes into DIR: `experiment.json`, `cache/`, and per fold `fold-K/` with `metrics.jsonl`, `predictions.csv`, one
 `predictions_without_<input>.csv` for each input the model can do without, and `checkpoint.safetensors`; with --whole, `whole/`. A
-stopped run goes on where it was. On several GPUs or machines the same command runs under torchrun (`torchrun --nproc-per-node 4 -m
-Training.train ...`) or srun; DIR must be one folder that all of them see.
+stopped run goes on where it was.
+
+With --jobs N so many folds are trained at once, each in a process of its own (on a GPU of its own where there are several). All of one
+fold's batches are shared out between several GPUs or machines where the same command runs under torchrun (`torchrun --nproc-per-node 4
+-m Training.train ...`) or srun; DIR must be one folder that all of them see.
 
 Learning curve: with --labels N only N patients of each fold are learned from, and as many as ever are judged.
 
@@ -20,135 +23,77 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from HARM3Logic import checkpoint
 from HARM3Logic.case import Case
 from HARM3Logic.clinical import read_schema
-from HARM3Logic.cohort import read_cohort, write_cohort
-from HARM3Logic.errors import BadOption
+from HARM3Logic.cohort import write_cohort
+from HARM3Logic.errors import BadOption, HARM3Error
 from HARM3Logic.familiarity import learn
-from HARM3Logic.prediction import writable
-from Training import cache as caching
-from Training import command, metrics, start
+from Training import command, metrics, side_by_side, start
 from Training.cache import Cache
 from Training.devices import open_fabric
 from Training.experiment import Experiment, find, lengthened, shortened
-from Training.folds import Split, fewer, folds, whole
+from Training.folds import Split
 from Training.judgement import Rule, calibrate, logits_without, prediction_rows, write_without
 from Training.loop import logits, train
-from Training.record import card_of, provenance, same_experiment
+from Training.plan import Plan, planned
+from Training.record import card_of, provenance
 from Training.runs import WITHOUT
+from Training.side_by_side import Job
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def run(
-    experiment: Experiment,
-    name: str,
-    cohort: Path,
-    out: Path,
-    fold: int | None,
-    every: bool,
-    device: str | torch.device,
-    workers: int | None,
-    *,
-    external: Sequence[str] = (),
-    by_centre: bool = False,
-    tensorboard: bool = False,
-    shuffle: int | None = None,
-    labels: int | None = None,
-    cache: Path | None = None,
-    wanted: Sequence[str] | None = None,
-) -> None:
+def run(experiment: Experiment, name: str, cohort: Path, out: Path, device: str | torch.device, at_once: int = 1, **options: Any) -> None:
     """Train the asked folds (all of them by default) or one model on every case.
 
     Args:
-        external: centres that are locked: none of their files is opened.
-        by_centre: each centre is judged by a model that saw none of it.
-        tensorboard: write the losses for TensorBoard, too.
-        shuffle: seed with which labels are dealt out anew among the cases, for a leak check.
-        labels: patients of a fold who are learned from, for a learning curve; None takes all.
-        cache: folder of prepared cases, which several runs may share, and with them the trunks that masks have taught; None takes
-            `out`'s own.
-        wanted: the inputs that are prepared, where runs of several models share the cache; None takes what this model reads.
+        at_once: folds that are trained at once, each in a process of its own.
+        options: of `planned`.
 
     Raises:
-        BadOption, BadCohort: the settings or the cases cannot be used, or another run lies in the folder.
+        BadOption, BadCohort: as `planned`.
+        HARM3Error: a fold cannot be trained.
     """
-    start.check(experiment)
     fabric = open_fabric(str(device))
-    everyone = shuffled(read_cohort(cohort), shuffle)
-    start.refuse_pretrained_patients(experiment, everyone)
-    cases, found = partition(everyone, experiment, every, external, by_centre)
-    if labels is not None:
-        found = [fewer(split, cases, labels, experiment.seed) for split in found]
-    splits = [("whole" if split.number is None else f"fold-{split.number}", split) for split in found]
-    splits = [(label, split) for label, split in splits if fold in (None, split.number)]
-    if not splits:
-        raise BadOption(f"fold {fold} does not exist; there are {', '.join(str(s.number) for s in found)}.", "Correct --fold.")
-    if fabric.is_global_zero:
-        settings: dict[str, Any] = {
-            "name": name, "cohort": cohort.name, "external": sorted(external), "by_centre": by_centre, "shuffle_labels": shuffle,
-            "labels": labels,
-        }  # fmt: skip
-        settings |= start.provenance(experiment)
-        same_experiment(writable(out) / "experiment.json", settings, experiment)
-    with fabric.rank_zero_first():  # the others find everything prepared
-        tensors = prepared(cases, experiment, cache or out / "cache", fabric.device.type, workers, wanted)
-    told = name if shuffle is None else f"{name} on shuffled labels (seed {shuffle})"
-    taught = None if cache is None else cache / "trunks"
-    for label, split in splits:
-        on_epoch = _board(out / "tensorboard" / label, fabric) if tensorboard else _nothing
-        finish(experiment, told, tensors, split, out / label, fabric, on_epoch, taught)
+    if at_once > 1 and fabric.world_size > 1:
+        raise BadOption(f"--jobs is {at_once} in a group of {fabric.world_size} processes; one of both is wanted.", "Leave --jobs out.")
+    plan = planned(experiment, name, cohort, out, fabric, **options)
+    if at_once == 1:
+        for label in plan.splits:
+            train_split(plan, label, fabric)
+        return
+    failed = side_by_side.run(jobs(plan, name), side_by_side.slots(min(at_once, len(plan.splits)), str(device)))
+    if failed:
+        reasons = "; ".join(f"{job.rpartition('/')[2]}: {reason}" for job, reason in failed.items())
+        raise HARM3Error(
+            f"{len(failed)} of {len(plan.splits)} folds cannot be trained: {reasons}",
+            "Start again when it is mended: what is finished is kept.",
+        )
 
 
-def prepared(
-    cases: Sequence[Case],
-    experiment: Experiment,
-    folder: Path,
-    device: str = "cpu",
-    workers: int | None = None,
-    wanted: Sequence[str] | None = None,
-) -> Cache:
-    """The cases as the experiment's model sees them, without what it does not read.
+def train_split(plan: Plan, label: str, fabric: Fabric) -> None:
+    """Train one split of a run, unless that was done before."""
+    on_epoch = _board(plan.out / "tensorboard" / label, fabric) if plan.tensorboard else _nothing
+    finish(plan.experiment, plan.told, plan.tensors, plan.splits[label], plan.out / label, fabric, on_epoch, plan.taught)
+
+
+def jobs(plan: Plan, row: str, logs: Path | None = None) -> list[Job]:
+    """Every split of a run as work for a process of its own.
 
     Args:
-        wanted: as in `run`.
-
-    Raises:
-        BadCohort: cases cannot be prepared.
+        row: what the run is called; its jobs are ROW/fold-K.
+        logs: folder for what they print; None leaves it on the screen.
     """
-    own = start.inputs(experiment)
-    return caching.build(
-        cases, experiment.preprocessing, experiment.tile_encoder, folder, wanted=own if wanted is None else wanted, read=own,
-        schema=experiment.schema, ignore_masks=experiment.ignore_masks, device=device, workers=workers,
-    )  # fmt: skip
+    names = {label: f"{row}/{label}" for label in plan.splits}
+    return [Job(name, _alone, (plan, label), logs and logs / f"{name}.log") for label, name in names.items()]
 
 
-def shuffled(cases: Sequence[Case], seed: int | None) -> tuple[Case, ...]:
-    """The cases with each other's labels; as they are without a seed. Cases without a label stay without."""
-    if seed is None:
-        return tuple(cases)
-    known = [k for k, case in enumerate(cases) if case.label is not None]
-    dealt = dict(zip(known, np.random.default_rng(seed).permutation(known).tolist(), strict=True))
-    return tuple(dataclasses.replace(case, label=cases[dealt[k]].label) if k in dealt else case for k, case in enumerate(cases))
-
-
-def partition(
-    cases: Sequence[Case], experiment: Experiment, every: bool, external: Sequence[str], by_centre: bool
-) -> tuple[tuple[Case, ...], list[Split]]:
-    """The cases that are not locked, and who of them trains, chooses and judges."""
-    if every:
-        found = [whole(cases, experiment.seed, external=external)]
-    else:
-        found = list(folds(cases, experiment.folds, experiment.seed, by_centre=by_centre, external=external))
-    inside = sorted({*found[0].train, *found[0].choose, *found[0].judge})
-    place = {k: n for n, k in enumerate(inside)}
-    moved = [Split(*(tuple(place[k] for k in part) for part in (split.train, split.choose, split.judge)), split.number) for split in found]
-    return tuple(cases[k] for k in inside), moved
+def _alone(device: str, plan: Plan, label: str) -> None:
+    train_split(plan, label, open_fabric(device))
 
 
 def _board(folder: Path, fabric: Fabric) -> Callable[[dict[str, Any]], None]:
@@ -241,18 +186,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of folds, drawn patients and training, instead of the recipe's")
     command.add_folds(parser)
     parser.add_argument("--workers", type=int, help="processes that prepare cases (default: one per core)")
+    parser.add_argument("--jobs", type=int, default=1, help="folds trained side by side (default: 1)")
     return command.run(parser, _run, arguments)
 
 
 def _run(asked: argparse.Namespace) -> None:
-    command.at_least(asked, workers=1, epochs=1, folds=2, seed=0)
+    command.at_least(asked, workers=1, epochs=1, folds=2, seed=0, jobs=1)
     experiment = shortened(asked_experiment(asked), asked.epochs)
     given = {name: getattr(asked, name) for name in ("seed", "folds") if getattr(asked, name) is not None}
     run(
-        dataclasses.replace(experiment, **given), asked.experiment, asked.cohort, asked.out, asked.fold, asked.whole, asked.device,
-        asked.workers,
-        external=asked.external, by_centre=asked.by_centre, tensorboard=asked.tensorboard,
-        shuffle=asked.shuffle_labels, labels=asked.labels, cache=asked.cache,
+        dataclasses.replace(experiment, **given), asked.experiment, asked.cohort, asked.out, asked.device, asked.jobs,
+        fold=asked.fold, every=asked.whole, workers=asked.workers, external=asked.external, by_centre=asked.by_centre,
+        tensorboard=asked.tensorboard, shuffle=asked.shuffle_labels, labels=asked.labels, cache=asked.cache,
     )  # fmt: skip
 
 
