@@ -1,7 +1,6 @@
 """Runs read back from their folders, compared, and written as a report; locked cases opened once."""
 
 import csv
-import dataclasses
 import json
 import re
 import shutil
@@ -375,14 +374,14 @@ def predictions(cohort: Path) -> dict[str, Any]:
 
 def test_locked_cases_are_predicted_once(good: Path, cohort: Path, tmp_path: Path) -> None:
     checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
-    run, oracle = read_run(good), Oracle()
-    first = external.evaluate(cohort, good, run, tmp_path / "a", oracle)
+    oracle = Oracle()
+    first = external.evaluate(cohort, good, tmp_path / "a", oracle)
     assert len(oracle.asked) == 12
     assert first["auc"].value == 1.0
     assert (first["cases"], first["responders"], first["threshold"]) == (12, 4, 0.4)
     book = json.loads(external.ledger_of(cohort).read_text())
     assert list(book["models"]) == [first["model_sha256"]]
-    again = external.evaluate(cohort, good, run, tmp_path / "b", oracle)
+    again = external.evaluate(cohort, good, tmp_path / "b", oracle)
     assert len(oracle.asked) == 12  # read from the ledger
     assert again == first
 
@@ -394,11 +393,11 @@ def test_another_model_is_refused_even_after_a_stopped_run(good: Path, cohort: P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        external.evaluate(cohort, good, read_run(good), tmp_path, stopped)
+        external.evaluate(cohort, good, tmp_path, stopped)
     checkpoint(good / "whole" / "checkpoint.safetensors", CARD | {"threshold": 0.6})
     oracle = Oracle()
     with pytest.raises(BadOption, match=r"were opened on 20\d\d-\d\d-\d\d for the model [0-9a-f]{12}; .* may judge one model only"):
-        external.evaluate(cohort, good, read_run(good), tmp_path, oracle)
+        external.evaluate(cohort, good, tmp_path, oracle)
     assert not oracle.asked
 
 
@@ -410,14 +409,14 @@ def test_several_models_judge_when_all_were_named_before_the_first_case(good: Pa
         runs.append(read_run(tmp_path / f"run{k}"))
     external.register(cohort, runs[:2])
     oracle = Oracle()
-    found = [external.evaluate(cohort, run.path, run, tmp_path / run.name, oracle) for run in runs[:2]]
+    found = [external.evaluate(cohort, run.path, tmp_path / run.name, oracle) for run in runs[:2]]
     assert len(oracle.asked) == 24 and [row["models"] for row in found] == [2, 2]
     assert list(found[0]["by_centre"]) == ["west"] and found[0]["by_centre"]["west"] == found[0]["auc"]
     cases, probability = external.judged(cohort, runs[1])
     assert [case.case_id for case in cases] == [f"E{k:02d}" for k in range(12)]
     assert probability.tolist() != external.judged(cohort, runs[0])[1].tolist()  # each model's own
     with pytest.raises(BadOption, match=r"for the models .* may judge those models only"):
-        external.evaluate(cohort, runs[2].path, runs[2], tmp_path, oracle)
+        external.evaluate(cohort, runs[2].path, tmp_path, oracle)
     external.register(cohort, runs[:2])  # again, unchanged
     with pytest.raises(BadOption, match="those models only"):
         external.register(cohort, runs)
@@ -427,30 +426,30 @@ def test_several_models_judge_when_all_were_named_before_the_first_case(good: Pa
 def test_a_ledger_of_one_model_as_it_was_written_before_is_read(good: Path, cohort: Path, tmp_path: Path) -> None:
     checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
     oracle = Oracle()
-    first = external.evaluate(cohort, good, read_run(good), tmp_path, oracle)
+    first = external.evaluate(cohort, good, tmp_path, oracle)
     book = json.loads(external.ledger_of(cohort).read_text())
     ((model, own),) = book.pop("models").items()
     external.ledger_of(cohort).write_text(json.dumps({"model_sha256": model, **book, **own}))
-    assert external.evaluate(cohort, good, read_run(good), tmp_path, oracle) == first
+    assert external.evaluate(cohort, good, tmp_path, oracle) == first
     assert len(oracle.asked) == 12
 
 
 def test_a_changed_table_is_refused(good: Path, cohort: Path, tmp_path: Path) -> None:
     checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
-    external.evaluate(cohort, good, read_run(good), tmp_path, Oracle())
+    external.evaluate(cohort, good, tmp_path, Oracle())
     cohort.write_text(cohort.read_text().replace("west,0", "west,1", 1))
     with pytest.raises(BadCohort, match="changed after its locked cases were opened"):
-        external.evaluate(cohort, good, read_run(good), tmp_path, Oracle())
+        external.evaluate(cohort, good, tmp_path, Oracle())
 
 
 def test_failed_cases_are_tried_again_and_predicted_ones_are_not_replaced(good: Path, cohort: Path, tmp_path: Path) -> None:
     checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
     oracle = Oracle(fail=["E03"])
-    first = external.evaluate(cohort, good, read_run(good), tmp_path, oracle)
+    first = external.evaluate(cohort, good, tmp_path, oracle)
     assert (first["cases"], first["failures"]) == (11, ["E03: broken"])
     before = predictions(cohort)
     oracle.fail = []
-    second = external.evaluate(cohort, good, read_run(good), tmp_path, oracle)
+    second = external.evaluate(cohort, good, tmp_path, oracle)
     after = predictions(cohort)
     assert (second["cases"], second["failures"]) == (12, [])
     assert {name: after[name] for name in before} == before
@@ -463,7 +462,7 @@ def test_patients_the_model_learned_from_are_not_external(
     checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
     cohort.write_text(cohort.read_text().replace(old, new))
     with pytest.raises(BadCohort, match=message):
-        external.evaluate(cohort, good, read_run(good), tmp_path, Oracle())
+        external.evaluate(cohort, good, tmp_path, Oracle())
     assert not external.ledger_of(cohort).exists()  # nothing was opened
 
 
@@ -472,15 +471,47 @@ def test_only_the_external_centres_of_a_shared_table_are_judged(good: Path, tmp_
     shared = locked_cohort(tmp_path / "all.csv")
     lines = shared.read_text().splitlines()
     shared.write_text("\n".join([*lines, "C05,P05,north,1"]) + "\n")
-    run = read_run(good)
-    oracle = Oracle()
-    external.evaluate(shared, good, dataclasses.replace(run, experiment={"external": ["west"]}), tmp_path, oracle)
-    assert oracle.asked == [f"E{k:02d}" for k in range(12)]
+    settings = json.loads((good / "experiment.json").read_text())
+    (good / "experiment.json").write_text(json.dumps({**settings, "external": ["west"]}))
+    for folds in ("with", "without"):
+        if folds == "without":  # trained with --whole alone, into the same kind of folder
+            external.ledger_of(shared).unlink()
+            for fold in good.glob("fold-*"):
+                shutil.rmtree(fold)
+        oracle = Oracle()
+        external.evaluate(shared, good, tmp_path / folds, oracle)
+        assert oracle.asked == [f"E{k:02d}" for k in range(12)]
+
+
+def test_nobody_who_was_learned_from_is_judged_as_a_locked_case(good: Path, tmp_path: Path) -> None:
+    checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
+    for fold in (1, 2):
+        shutil.rmtree(good / f"fold-{fold}")  # not finished: most who trained stand in no table of predictions
+    locked = locked_cohort(tmp_path / "locked.csv")
+    assert not external.learned_from(good)[1]
+
+    table(good / "cases.csv", [{"case_id": f"C{k:02d}", "patient_id": f"P{k:02d}", "centre": "north", "label": 1} for k in range(COUNT)])
+    assert external.learned_from(good) == ({f"{kind}{k:02d}" for k in range(COUNT) for kind in "CP"}, True)
+    locked.write_text(locked.read_text() + "X01,P01,west,1\n")
+    with pytest.raises(BadCohort, match="'X01', or its patient, is among those that run 'good' learned from"):
+        external.evaluate(locked, good, tmp_path, Oracle())
+
+
+def test_who_only_chose_was_learned_from_too(good: Path, tmp_path: Path) -> None:
+    checkpoint(good / "whole" / "checkpoint.safetensors", CARD)
+    with open(good / "fold-0" / "predictions.csv", newline="") as file:
+        chose = next(row["patient_id"] for row in csv.DictReader(file) if row["role"] == "choose")
+    for fold in (1, 2):
+        shutil.rmtree(good / f"fold-{fold}")
+    locked = locked_cohort(tmp_path / "locked.csv")
+    locked.write_text(locked.read_text() + f"X01,{chose},west,1\n")
+    with pytest.raises(BadCohort, match="'X01', or its patient"):
+        external.evaluate(locked, good, tmp_path, Oracle())
 
 
 def test_a_run_of_folds_alone_has_no_model_for_locked_cases(good: Path, cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(BadOption, match=r"has no single model for external cases .* Train it with --whole"):
-        external.evaluate(cohort, good, read_run(good), tmp_path, Oracle())
+        external.evaluate(cohort, good, tmp_path, Oracle())
 
 
 def test_the_command_reports_locked_cases_of_a_run_without_folds(

@@ -123,6 +123,20 @@ def test_a_run_is_as_good_as_itself() -> None:
     assert found.difference.value == 0
 
 
+def test_what_a_few_cases_cannot_tell_has_no_p() -> None:
+    label = np.array([1, 1, 1, 0, 0, 0])
+    perfect = comparison.paired(label, np.full(6, 0.5), label.astype(float))
+    assert perfect.difference.value == 0.5 and math.isnan(perfect.p) and math.isnan(perfect.difference.low)
+    assert math.isnan(comparison.paired(np.array([1, 0, 0]), np.ones(3), np.ones(3)).p)  # one responder
+
+
+def test_what_is_no_test_is_not_counted_among_them() -> None:
+    for adjust in (comparison.holm, comparison.benjamini_hochberg):
+        found = adjust([0.04, math.nan, 0.01])
+        assert math.isnan(found[1])
+        np.testing.assert_array_equal(found[[0, 2]], adjust([0.04, 0.01]))
+
+
 PAPER = [  # ACC, SEN, SPE of tables 1 and 2 of the HARM3-Fusion paper; True where they can stand together
     (0.6854, 0.5212, 0.6140, False), (0.6914, 0.5500, 0.6705, False), (0.7365, 0.6337, 0.7183, False), (0.7020, 0.6278, 0.6601, False),
     (0.6914, 0.6020, 0.6191, False), (0.7479, 0.6414, 0.7350, False), (0.7256, 0.6455, 0.7419, True), (0.8272, 0.6578, 0.8167, False),

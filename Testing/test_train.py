@@ -179,6 +179,19 @@ def test_a_folder_of_other_settings_is_refused_but_a_new_setting_has_its_default
         run(tmp_path, Experiment("m", None, augmentation=Augmentation(flip=0.0)))
 
 
+def test_a_run_goes_on_with_its_own_cases_only(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, external=("B",))
+    written = (tmp_path / "cases.csv").read_text()
+    assert written.count("\n") == 61 and "C1," not in written  # what is locked is not named among who was learned from
+    run(tmp_path, external=("B",))
+    monkeypatch.setattr(
+        plan, "read_cohort", lambda path: [replace(case, label=1 - case.label) if k == 3 else case for k, case in enumerate(cohort())]
+    )
+    with pytest.raises(BadOption, match=r"holds a run of other cases, patients, centres or labels \('C3' differs\)"):
+        run(tmp_path, external=("B",))
+    assert (tmp_path / "cases.csv").read_text() == written
+
+
 def test_a_start_that_failed_does_not_hold_the_folder(done: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise BadCohort("a file is missing.", "Mend it.")

@@ -93,7 +93,7 @@ def _members(probability: np.ndarray, bins: int, kind: str) -> np.ndarray:
 def smooth(probability: Float[np.ndarray, " N"], at: Float[np.ndarray, " M"], span: float = SPAN) -> Float[np.ndarray, "M N"]:
     """Weights of each case at each point of a smooth curve: tricube over the nearest `span` of the cases."""
     gap = np.abs(at[:, None] - probability)
-    reach = np.sort(gap, axis=1)[:, max(2, math.ceil(span * len(probability))) - 1]
+    reach = np.sort(gap, axis=1)[:, min(len(probability), max(2, math.ceil(span * len(probability)))) - 1]
     near = np.clip(1 - (gap / np.maximum(reach, 1e-9)[:, None]) ** 3, 0, 1) ** 3
     return near
 

@@ -7,11 +7,12 @@ Intelligence 2020;2:e200029; the numbers of its update of 2024 differ); the word
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from HARM3Logic import __version__
+from HARM3Logic.case import MRI
 from Training.runs import Run
 
 NOT_RECORDED = "not recorded"
@@ -145,7 +146,7 @@ def _of_results(run: Run, results: Mapping[str, Any]) -> dict[str, str]:
     choose = own["at_inner_youden"] is not None
     known = {name: n for name, n in cohort["centres"].items() if name}
     names = sorted({row["column"] for row in results["subgroups"]})
-    lost = ", ".join(row["input"] for row in results["missing_inputs"])
+    lost = ", ".join(row["input"] for row in results["missing_inputs"] if row["run"] == run.name)
     rate = f"{cohort['responders'] / cohort['cases']:.1%}"
     inner = "; threshold and calibration come from inner cases that neither trained nor judge" if choose else ""
     return {
@@ -161,7 +162,7 @@ def _of_results(run: Run, results: Mapping[str, Any]) -> dict[str, str]:
         "subgroups": f"Table of subgroups: {', '.join(names)}; whether they are the groups at risk is for the authors." if names else "",
         "measures": MEASURES,
         "predictions": "Each case by the model of its own fold; stored, and read back for every figure.",
-        "imbalance": f"{rate} responders; no resampling or weighting is recorded.",
+        "imbalance": f"{rate} responders; {_weighing(run.experiment)}.",
         "output": f"A probability; a class at 0.5{' and at the threshold of the inner cases' if choose else ''}; "
         f"{own['uncertain']} cases are called uncertain.",
         "external": f"{external['cases']} locked cases, model {external['model_sha256'][:12]}." if external else "",
@@ -171,6 +172,15 @@ def _of_results(run: Run, results: Mapping[str, Any]) -> dict[str, str]:
         "failures": "The cases with the largest errors are listed by name.",
         "limits": "Synthetic cases; no conclusion on patients is possible." if cohort["synthetic"] else "",
     }
+
+
+def _weighing(experiment: Mapping[str, Any]) -> str:
+    told = []
+    if experiment.get("balanced_sampler"):
+        told.append("both labels drawn equally often in training")
+    if (weight := experiment.get("positive_weight", 1.0)) != 1.0:
+        told.append(f"loss of a responder times {weight or 'the non-responders per responder'}")
+    return "; ".join(told) or f"resampling or weighting: {'none' if 'positive_weight' in experiment else NOT_RECORDED}"
 
 
 def _of_experiment(run: Run) -> dict[str, str]:
@@ -211,8 +221,13 @@ def _of_cards(run: Run) -> dict[str, str]:
         "calibration": f"Logistic recalibration of each fold's model on its inner cases before judging; slopes {slopes}." if slopes else "",
         "code": f"Version {code.get('version')}, commit {code.get('commit')}." if code else "",
         "availability": f"{len(run.cards)} checkpoints with weights, preprocessing, calibration and threshold.",
-        "explanation": "Grad-CAM on each volume and attention over the slide, with each prediction.",
+        "explanation": _explained(card.get("inputs", ())),
     }  # fmt: skip
+
+
+def _explained(inputs: Collection[str]) -> str:
+    ways = ["Grad-CAM on each volume"] * any(name in inputs for name in (*MRI, "ct")) + ["attention over the slide"] * ("slide" in inputs)
+    return f"{' and '.join(ways)}, with each prediction." if ways else ""
 
 
 def _installed() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,7 +65,12 @@ def paired(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], other: 
 def paired_means(
     label: Int[np.ndarray, " N"], scores: Sequence[Float[np.ndarray, " N"]], others: Sequence[Float[np.ndarray, " N"]]
 ) -> Difference:
-    """Mean AUC of several models minus that of several others, all of the same cases; two-sided p, for other cases and these models."""
+    """Mean AUC of several models minus that of several others, all of the same cases; two-sided p, for other cases and these models.
+
+    Not a number where there are fewer than two cases of a label.
+    """
+    if min(np.sum(label == 1), np.sum(label == 0)) < 2:
+        return Difference(Estimate(*[math.nan] * 3), *[math.nan] * 4)
     areas, covariance = delong(label, *scores, *others)
     sign = np.repeat([-1 / len(scores), 1 / len(others)], [len(scores), len(others)])
     return _difference(float(sign @ areas), float(sign @ covariance @ sign))
@@ -81,28 +86,29 @@ def unpaired(
 
 def _difference(step: float, variance: float) -> Difference:
     spread = math.sqrt(max(variance, 0.0))
-    z = step / spread if spread > 1e-12 else math.copysign(math.inf, step) if abs(step) > 1e-12 else 0.0  # no spread: the same order
+    if spread <= 1e-12:  # both put the cases in the same order, or both are all right or all wrong, which says nothing of other cases
+        same = abs(step) <= 1e-12
+        return Difference(Estimate(step, *[0.0 if same else math.nan] * 2), variance, *((0.0, 1.0, 0.0) if same else [math.nan] * 3))
     low, high = step - Z * spread, step + Z * spread
-    return Difference(Estimate(step, low, high), variance, z, float(2 * norm.sf(abs(z))), (Z + POWER) * spread)
+    return Difference(Estimate(step, low, high), variance, step / spread, float(2 * norm.sf(abs(step / spread))), (Z + POWER) * spread)
 
 
 def holm(p: Sequence[float]) -> Float[np.ndarray, " M"]:
-    """p-values so adjusted that any false finding at all is as rare as the level says (Holm 1979)."""
-    values = np.asarray(p, dtype=float)
-    order = np.argsort(values, kind="stable")
-    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    adjusted = np.empty(len(values))
-    adjusted[order] = np.minimum(steps, 1.0)
-    return adjusted
+    """p-values so adjusted that any false finding at all is as rare as the level says (Holm 1979); what is not a number is no test."""
+    return _adjusted(p, lambda values: np.maximum.accumulate(np.sort(values) * np.arange(len(values), 0, -1)))
 
 
 def benjamini_hochberg(p: Sequence[float]) -> Float[np.ndarray, " M"]:
     """p-values so adjusted that the share of false among all findings is as small as the level says (1995)."""
-    values = np.asarray(p, dtype=float)
-    order = np.argsort(values, kind="stable")[::-1]
-    steps = np.minimum.accumulate(values[order] * len(values) / np.arange(len(values), 0, -1))
-    adjusted = np.empty(len(values))
-    adjusted[order] = np.minimum(steps, 1.0)
+    return _adjusted(p, lambda values: np.minimum.accumulate(np.sort(values)[::-1] * len(values) / np.arange(len(values), 0, -1))[::-1])
+
+
+def _adjusted(p: Sequence[float], steps: Callable[[np.ndarray], np.ndarray]) -> Float[np.ndarray, " M"]:
+    """Each p with what `steps` makes of them in rising order, at most 1."""
+    adjusted = np.array(p, dtype=float)
+    known = np.flatnonzero(np.isfinite(adjusted))
+    order = known[np.argsort(adjusted[known], kind="stable")]
+    adjusted[order] = np.minimum(steps(adjusted[known]), 1.0)
     return adjusted
 
 

@@ -80,7 +80,7 @@ def experiments(
 def open_locked(cohort: Path, runs: Sequence[Run], out: Path) -> dict[str, dict[str, Any]]:
     """Run to its figures on the locked centres; all models are finished and named before the first case is opened."""
     external.register(cohort, runs)
-    return {run.name: external.evaluate(cohort, run.path, run, out / "runs" / run.name) for run in runs}
+    return {run.name: external.evaluate(cohort, run.path, out / "runs" / run.name) for run in runs}
 
 
 def tabulate(cohort: Path, out: Path, labels: Sequence[str], locked: bool) -> dict[str, Any]:

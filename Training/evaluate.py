@@ -155,7 +155,7 @@ def run(
     if reference is not None and runs and reference not in names:
         raise BadOption(f"there is no run {reference!r}; there are {', '.join(names)}.", "Correct --reference.")
     chosen = runs[names.index(reference)] if reference and runs else next(iter(runs), None)
-    outside = external.evaluate(locked, chosen.path if chosen else paths[0], chosen, out) if locked else None
+    outside = external.evaluate(locked, chosen.path if chosen else paths[0], out) if locked else None
     if chosen is None:
         assert outside is not None
         results = only_external(outside)

@@ -54,10 +54,10 @@ def export(path: Path, out: Path, how: str = "ensemble") -> Card:
 def out_of_fold(run: Run) -> dict[str, Any]:
     """Figures of the folds on the cases they did not see, at the threshold of each."""
     weights = metrics.resample(run.label, run.patients)
-    called = run.probability >= run.threshold
     found = {"auc": metrics.auc(run.label, run.probability, patient=run.patients)}
-    decided = metrics.decisions(run.label, called, weights)
-    found |= {name: decided[name] for name in ("sensitivity", "specificity")}
+    if np.all(np.isfinite(run.threshold)):  # else a fold's inner cases had one label
+        decided = metrics.decisions(run.label, run.probability >= run.threshold, weights)
+        found |= {name: decided[name] for name in ("sensitivity", "specificity")}
     found["brier"] = calibration.brier(run.label, run.probability, weights)
     return {
         "cases": len(run.label),

@@ -47,12 +47,11 @@ def ledger_of(cohort: Path) -> Path:
     return cohort.with_name(f"{cohort.name}.opened.json")
 
 
-def evaluate(cohort: Path, folder: Path, run: Run | None, out: Path, predict: Predict | None = None) -> dict[str, Any]:
+def evaluate(cohort: Path, folder: Path, out: Path, predict: Predict | None = None) -> dict[str, Any]:
     """Figures on locked cases; they are predicted the first time, read from the ledger ever after.
 
     Args:
         folder: of the run whose model judges.
-        run: its out-of-fold predictions, to make sure that no locked patient was learned from.
         out: where predictions are written case by case.
         predict: cases, checkpoint and folder to the rows by case_id and the reasons of failures.
 
@@ -62,7 +61,7 @@ def evaluate(cohort: Path, folder: Path, run: Run | None, out: Path, predict: Pr
     """
     path = model_of(folder)
     model = _sha256(path)
-    cases = _locked(read_cohort(cohort), run)
+    cases = _locked(read_cohort(cohort), folder)
     book = _opened(cohort, {model: folder.resolve().name})
     own = book["models"][model]
     if any(case.case_id not in own["predictions"] for case in cases):
@@ -74,7 +73,7 @@ def evaluate(cohort: Path, folder: Path, run: Run | None, out: Path, predict: Pr
     about = {"model_sha256": model, "cohort_sha256": book["cohort_sha256"], "opened": book["opened"], "models": len(book["models"])}
     return {
         **about, **_figures(cases, own, path), "ledger": ledger_of(cohort).name, "run": folder.resolve().name,
-        "trained_apart": run is not None,
+        "trained_apart": learned_from(folder)[1],
     }  # fmt: skip
 
 
@@ -85,14 +84,14 @@ def register(cohort: Path, runs: Sequence[Run]) -> None:
         BadOption, BadCohort: as `evaluate` does.
     """
     for run in runs:
-        _locked(read_cohort(cohort), run)
+        _locked(read_cohort(cohort), run.path)
     _opened(cohort, {_sha256(model_of(run.path)): run.name for run in runs})
 
 
 def judged(cohort: Path, run: Run) -> tuple[tuple[Case, ...], Float[np.ndarray, " N"]]:
     """The locked cases that the model of a run has judged, and its probabilities."""
     book = _read(ledger_of(cohort))["models"][_sha256(model_of(run.path))]["predictions"]
-    done = tuple(case for case in _locked(read_cohort(cohort), run) if case.case_id in book)
+    done = tuple(case for case in _locked(read_cohort(cohort), run.path) if case.case_id in book)
     return done, np.array([book[case.case_id]["probability"] for case in done], dtype=float)
 
 
@@ -137,20 +136,32 @@ def _read(ledger: Path) -> dict[str, Any]:
     return book
 
 
-def _locked(cases: Sequence[Case], run: Run | None) -> tuple[Case, ...]:
+def _locked(cases: Sequence[Case], folder: Path) -> tuple[Case, ...]:
     """The cases to be judged: those of the run's external centres where it names some, else all."""
-    centres = set((run.experiment.get("external") if run else None) or ())
+    centres = set(read_experiment(folder).get("external") or ())
     kept = tuple(case for case in cases if not centres or case.centre in centres)
     without = next((case.case_id for case in kept if case.label is None), None)
     if without is not None or not kept:
         what = f"case {without!r} has no label" if kept else f"there is no case of the external centres {', '.join(sorted(centres))}"
         raise BadCohort(f"{what}; every locked case needs one.", "Fill in the column, or remove the row.")
-    if run is not None:
-        learned = set(run.patients) | set(run.case_id)
-        both = next((c.case_id for c in kept if c.case_id in learned or (c.patient_id and c.patient_id in learned)), None)
-        if both is not None:
-            raise BadCohort(f"the locked case {both!r}, or its patient, is among those that run {run.name!r} learned from.", "Remove it.")
+    learned, _ = learned_from(folder)
+    both = next((c.case_id for c in kept if c.case_id in learned or (c.patient_id and c.patient_id in learned)), None)
+    if both is not None:
+        name = folder.resolve().name
+        raise BadCohort(f"the locked case {both!r}, or its patient, is among those that run {name!r} learned from.", "Remove it.")
     return kept
+
+
+def learned_from(folder: Path) -> tuple[set[str], bool]:
+    """Names of the cases and patients a run learned from, as far as its folder tells; whether these are all."""
+    whole = folder / "cases.csv"
+    tables = [whole] if whole.is_file() else [*folder.glob("fold-*/predictions.csv"), *folder.glob("whole/predictions.csv")]
+    names: set[str] = set()
+    for table in tables:  # a fold's own cases trained the other folds; who trained a run of old is known where all folds are there
+        with open(table, encoding="utf-8", newline="") as file:
+            names |= {row[key] for row in csv.DictReader(file) for key in ("case_id", "patient_id") if row.get(key)}
+    folds = read_experiment(folder).get("folds")
+    return names, whole.is_file() or (bool(folds) and len(list(folder.glob("fold-*/predictions.csv"))) >= folds)
 
 
 def _predict(cases: Sequence[Case], path: Path, out: Path, *, ignore_masks: bool) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -101,6 +101,7 @@ def _headline(results: Mapping[str, Any]) -> list[str]:
     lines.append(f"{own['run']} tells responders from the others with an AUC of {str(auc).replace('-', '–')} in {where}.")
     if cohort["shuffled"] is not None:
         leaking = "suspect a leak" if auc.low > 0.5 or auc.high < 0.5 else "no leak shows"
+        leaking = leaking if math.isfinite(auc.low) else "whether anything leaks cannot be told"
         lines.append(f"The labels were dealt out anew, so that 0.5 is wanted: {leaking}.")
     elif auc.low <= 0.5 <= auc.high:
         lines.append("The interval contains 0.5: these cases do not show that it is better than chance.")
@@ -109,15 +110,16 @@ def _headline(results: Mapping[str, Any]) -> list[str]:
         kind = "extreme" if slope.value < 1 else "timid"
         lines.append(f"Its probabilities are too {kind}: the calibration slope is {slope.value:.2f}, 1 is wanted.")
     told = [row for row in results["comparisons"] if row["p_holm"] < 0.05]
-    rest = [row for row in results["comparisons"] if row["p_holm"] >= 0.05]
+    rest = [row for row in results["comparisons"] if not row["p_holm"] < 0.05]
     for row in told:
         worse = "lower" if row["difference"].value < 0 else "higher"
         lines.append(
             f"{row['run']} has an AUC {abs(row['difference'].value):.3f} {worse} than that (p {probability(row['p_holm'])} after Holm)."
         )
     if rest:
-        names, least = ", ".join(row["run"] for row in rest), min(row["detectable"] for row in rest)
-        lines.append(f"Not told apart from it: {names}; differences below {least:.2f} would mostly go unseen with so many cases.")
+        named = [f"{row['run']} (below {row['detectable']:.2f})" if row["detectable"] > 0 else row["run"] for row in rest]
+        unseen = "; with so many cases a difference below the one in brackets would mostly go unseen" if named[0].endswith(")") else ""
+        lines.append(f"Not told apart from it: {', '.join(named)}{unseen}.")
     return lines
 
 

@@ -19,7 +19,7 @@ from Training import start
 from Training.cache import Cache
 from Training.experiment import Experiment
 from Training.folds import Split, fewer, folds, whole
-from Training.record import same_experiment
+from Training.record import same_cases, same_experiment
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -95,6 +95,7 @@ def planned(
         }  # fmt: skip
         settings |= start.provenance(experiment)
         same_experiment(writable(out) / "experiment.json", settings, experiment)
+        same_cases(out / "cases.csv", cases)
     with fabric.rank_zero_first():  # the others find everything prepared
         tensors = prepared(cases, experiment, cache or out / "cache", fabric.device.type, workers, wanted)
     told = name if shuffle is None else f"{name} on shuffled labels (seed {shuffle})"

@@ -22,7 +22,7 @@ COLOURS = ("#2b5c8a", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7
 STYLE = {
     "font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#5d6876", "axes.labelcolor": "#18212c",
     "xtick.color": "#5d6876", "ytick.color": "#5d6876", "svg.hashsalt": "harm3", "figure.constrained_layout.use": True,
-    "legend.frameon": False,
+    "legend.frameon": False, "text.parse_math": False,
 }  # fmt: skip
 GRID = np.linspace(0, 1, 101)
 

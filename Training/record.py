@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import subprocess
@@ -15,6 +16,7 @@ from HARM3Logic import __version__
 from HARM3Logic.case import Case
 from HARM3Logic.checkpoint import Calibration, Card
 from HARM3Logic.clinical import Schema
+from HARM3Logic.cohort import write_cohort
 from HARM3Logic.errors import BadOption
 from HARM3Logic.tile_encoder import TileEncoder
 from HARM3Logic.writing import write_text
@@ -23,6 +25,7 @@ from Training.experiment import Experiment
 from Training.folds import Split
 from Training.judgement import Rule
 
+COHORT = ("case_id", "patient_id", "centre")
 INTENDED_USE = "Research on treatment response. Not for clinical use."
 
 
@@ -42,6 +45,24 @@ def same_experiment(path: Path, settings: dict[str, Any], experiment: Experiment
                 f"{str(path.parent)!r} holds a run of other settings ({', '.join(differ)}).", "Choose another --out or remove it."
             )
     write_text(path, json.dumps(plain, indent=2))
+
+
+def same_cases(path: Path, cases: Sequence[Case]) -> None:
+    """Write who a run is of; refuse a folder in which other cases have been learned from: their folds would differ.
+
+    `Training.external` reads from it whom a model must not judge.
+    """
+    rows = [{name: str(getattr(case, name) or "") for name in COHORT} | {"label": str(case.label)} for case in cases]
+    if path.is_file() and any(part.is_dir() for part in (*path.parent.glob("fold-*"), path.parent / "whole")):
+        with open(path, encoding="utf-8", newline="") as file:
+            before = list(csv.DictReader(file))
+        differ = [row["case_id"] for row in (*before, *rows) if row not in before or row not in rows]
+        if differ:
+            raise BadOption(
+                f"{str(path.parent)!r} holds a run of other cases, patients, centres or labels ({differ[0]!r} differs).",
+                "Choose another --out or remove it.",
+            )
+    write_cohort(path, rows)
 
 
 def _completed(before: dict[str, Any], now: Any) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         )
     for line, row in enumerate(rows, start=2):
         try:
-            row["label"], row["probability"] = int(float(row["label"])), float(row["probability"])
+            row["label"], row["probability"] = float(row["label"]), float(row["probability"])
         except (TypeError, ValueError):
             row["label"] = -1
         if row["label"] not in (0, 1) or not 0 <= row["probability"] <= 1 or row["role"] not in ("choose", "judge"):
@@ -148,6 +148,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 f"{str(path)!r} line {line} has no label 0 or 1, probability from 0 to 1 and role choose or judge.",
                 "Train that fold again.",
             )
+        row["label"] = int(row["label"])
     return rows
 
 

@@ -224,7 +224,8 @@ def cohort_figures(run: Run) -> Figures:
     }
     return {
         "cases": len(run.case_id), "patients": patients, "responders": int(run.label.sum()), "centres": centres,
-        "folds": len(run.folds), "folds_wanted": run.experiment.get("folds"), "synthetic": run.synthetic,
+        "folds": len(run.folds), "folds_wanted": None if run.experiment.get("by_centre") else run.experiment.get("folds"),
+        "synthetic": run.synthetic,
         "shuffled": run.experiment.get("shuffle_labels"),
     }  # fmt: skip
 

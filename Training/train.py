@@ -1,8 +1,8 @@
 """Train an experiment on a cohort: python -m Training.train NAME[:VARIANT] --cohort COHORT.csv --out DIR [--fold K | --whole].
 
-Writes into DIR: `experiment.json`, `cache/`, and per fold `fold-K/` with `metrics.jsonl`, `predictions.csv`, one
-`predictions_without_<input>.csv` for each input the model can do without, and `checkpoint.safetensors`; with --whole, `whole/`. A
-stopped run goes on where it was.
+Writes into DIR: `experiment.json`, `cases.csv` (who it is of), `cache/`, and per fold `fold-K/` with `metrics.jsonl`,
+`predictions.csv`, one `predictions_without_<input>.csv` for each input the model can do without, and `checkpoint.safetensors`; with
+--whole, `whole/`. A stopped run goes on where it was.
 
 With --jobs N so many folds are trained at once, each in a process of its own (on a GPU of its own where there are several). All of one
 fold's batches are shared out between several GPUs or machines where the same command runs under torchrun (`torchrun --nproc-per-node 4
