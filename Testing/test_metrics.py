@@ -123,6 +123,34 @@ def test_a_run_is_as_good_as_itself() -> None:
     assert found.difference.value == 0
 
 
+def test_cases_of_one_patient_do_not_count_twice() -> None:
+    label, score = drawn(80)
+    other = score + np.random.default_rng(3).normal(0, 0.3, len(score))
+    alone = [f"P{k}" for k in range(80)]
+    area, plain = comparison.delong(label, score, other)
+    np.testing.assert_allclose(comparison.delong(label, score, other, patient=alone)[1], plain, rtol=1e-12)
+
+    # every case three times over tells nothing more: the same variance, but for the number of patients in it
+    again = [np.tile(x, 3) for x in (label, score, other)]
+    tripled = comparison.delong(*again, patient=alone * 3)
+    np.testing.assert_allclose(tripled[0], area)
+    np.testing.assert_allclose(tripled[1], plain, rtol=1e-12)
+    np.testing.assert_allclose(comparison.delong(*again)[1] * 3, plain, rtol=0.05)  # as if they were other patients
+    assert comparison.paired(*again, alone * 3).p == pytest.approx(comparison.paired(label, score, other).p)
+
+
+def test_both_labels_within_patients_are_known_to_go_together() -> None:
+    rng, errors, told = np.random.default_rng(0), [], []
+    for _ in range(300):
+        skill = rng.normal(0, 2, 40)  # of a patient: both his cases are scored high or low
+        label = np.tile([0, 1], 40)
+        score = np.repeat(skill, 2) + label + rng.normal(0, 1, 80)
+        (area,), ((variance,),) = comparison.delong(label, score, patient=[f"P{k // 2}" for k in range(80)])
+        errors.append(area)
+        told.append(variance)
+    assert np.mean(told) == pytest.approx(np.var(errors), rel=0.2)
+
+
 def test_what_a_few_cases_cannot_tell_has_no_p() -> None:
     label = np.array([1, 1, 1, 0, 0, 0])
     perfect = comparison.paired(label, np.full(6, 0.5), label.astype(float))

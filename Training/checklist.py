@@ -120,7 +120,8 @@ CLAIM = (
 
 
 MEASURES = (
-    "AUC (DeLong; bootstrap over patients), AUPRC, accuracy, sensitivity, specificity, PPV, NPV (Wilson), balanced accuracy, MCC, F1, "
+    "AUC (DeLong, with Obuchowski's variance where a patient has several cases; bootstrap over patients), AUPRC, "
+    "accuracy, sensitivity, specificity, PPV, NPV (Wilson), balanced accuracy, MCC, F1, "
     "calibration intercept and slope, ECE, ICI, Brier score, decision curve; paired DeLong with Holm's correction; corrected t interval "
     "over folds."
 )

@@ -30,10 +30,15 @@ class Difference:
     detectable: float
 
 
-def delong(label: Int[np.ndarray, " N"], *scores: Float[np.ndarray, " N"]) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, "M M"]]:
+def delong(
+    label: Int[np.ndarray, " N"], *scores: Float[np.ndarray, " N"], patient: Sequence[str] | None = None
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, "M M"]]:
     """AUC of each score and their covariance.
 
-    Source: DeLong, DeLong and Clarke-Pearson 1988, by the mid-ranks of Sun and Xu 2014.
+    Args:
+        patient: of each case; cases of one patient are not independent. None: each case is a patient's only one.
+
+    Source: DeLong, DeLong and Clarke-Pearson 1988, by the mid-ranks of Sun and Xu 2014; several cases of a patient: Obuchowski 1997.
     """
     positive, negative = label == 1, label == 0
     m, n = int(positive.sum()), int(negative.sum())
@@ -44,34 +49,57 @@ def delong(label: Int[np.ndarray, " N"], *scores: Float[np.ndarray, " N"]) -> tu
         ranks = rankdata(score)
         of_positive[k] = (ranks[positive] - rankdata(score[positive])) / n
         of_negative[k] = 1 - (ranks[negative] - rankdata(score[negative])) / m
-    covariance = np.atleast_2d(np.cov(of_positive)) / m + np.atleast_2d(np.cov(of_negative)) / n
-    return of_positive.mean(axis=1), covariance
+    area = of_positive.mean(axis=1)
+    if patient is None or len(set(patient)) == len(label):
+        return area, np.atleast_2d(np.cov(of_positive)) / m + np.atleast_2d(np.cov(of_negative)) / n
+    _, who = np.unique(np.asarray(patient), return_inverse=True)
+    sums = []
+    for side, values in ((positive, of_positive), (negative, of_negative)):
+        of_patient = np.stack([np.bincount(who[side], row, who.max() + 1) for row in values - area[:, None]])
+        sums.append(of_patient / side.sum())
+    patients, with_positive, with_negative = (len(set(part.tolist())) for part in (who, who[positive], who[negative]))
+    x, y = sums
+    cross = x @ y.T * patients / (patients - 1)
+    weighed = x @ x.T * with_positive / max(1, with_positive - 1) + y @ y.T * with_negative / max(1, with_negative - 1)
+    return area, weighed + cross + cross.T
 
 
-def auc_delong(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"]) -> Estimate:
-    """AUC with DeLong's interval, cut to [0, 1]; not a number where there are fewer than two cases of a label."""
+def auc_delong(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], patient: Sequence[str] | None = None) -> Estimate:
+    """AUC with DeLong's interval, cut to [0, 1]; not a number where there are fewer than two cases of a label.
+
+    Args:
+        patient: as in `delong`.
+    """
     if min(np.sum(label == 1), np.sum(label == 0)) < 2:
         return Estimate(math.nan, math.nan, math.nan)
-    (value,), ((variance,),) = (x.tolist() for x in delong(label, score))
-    half = Z * math.sqrt(variance)
+    (value,), ((variance,),) = (x.tolist() for x in delong(label, score, patient=patient))
+    half = Z * math.sqrt(max(variance, 0.0))
     return Estimate(value, max(0.0, value - half), min(1.0, value + half))
 
 
-def paired(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"]) -> Difference:
+def paired(
+    label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], other: Float[np.ndarray, " N"], patient: Sequence[str] | None = None
+) -> Difference:
     """AUC of `other` minus that of `score`, both of the same cases; two-sided p."""
-    return paired_means(label, [score], [other])
+    return paired_means(label, [score], [other], patient)
 
 
 def paired_means(
-    label: Int[np.ndarray, " N"], scores: Sequence[Float[np.ndarray, " N"]], others: Sequence[Float[np.ndarray, " N"]]
+    label: Int[np.ndarray, " N"],
+    scores: Sequence[Float[np.ndarray, " N"]],
+    others: Sequence[Float[np.ndarray, " N"]],
+    patient: Sequence[str] | None = None,
 ) -> Difference:
     """Mean AUC of several models minus that of several others, all of the same cases; two-sided p, for other cases and these models.
 
     Not a number where there are fewer than two cases of a label.
+
+    Args:
+        patient: as in `delong`.
     """
     if min(np.sum(label == 1), np.sum(label == 0)) < 2:
         return Difference(Estimate(*[math.nan] * 3), *[math.nan] * 4)
-    areas, covariance = delong(label, *scores, *others)
+    areas, covariance = delong(label, *scores, *others, patient=patient)
     sign = np.repeat([-1 / len(scores), 1 / len(others)], [len(scores), len(others)])
     return _difference(float(sign @ areas), float(sign @ covariance @ sign))
 

@@ -187,7 +187,7 @@ def _figures(cases: Sequence[Case], own: dict[str, Any], path: Path) -> dict[str
         patient = [case.patient_id or f"case {case.case_id}" for case in done]
         weights = metrics.resample(label, patient)
         found |= {
-            "auc": auc_delong(label, probability),
+            "auc": auc_delong(label, probability, patient),
             "auc_bootstrap": metrics.auc(label, probability, patient=patient),
             "at_half": metrics.decisions(label, probability >= 0.5, weights),
             "at_threshold": metrics.decisions(label, probability >= threshold, weights),

@@ -36,7 +36,7 @@ def over_seeds(rows: Mapping[str, Sequence[Run]], reference: str) -> list[dict[s
                 f"the {len(runs)} runs of {label!r} do not judge the cases of the {len(own)} runs of {reference!r}.",
                 "Let all of them finish.",
             )
-    truth, means = own[0].label, {label: _mean_logit(runs) for label, runs in rows.items()}
+    truth, patients, means = own[0].label, own[0].patients, {label: _mean_logit(runs) for label, runs in rows.items()}
     found: list[dict[str, Any]] = []
     for label, runs in rows.items():
         single = np.array([auc_delong(truth, run.probability).value for run in runs])
@@ -46,11 +46,11 @@ def over_seeds(rows: Mapping[str, Sequence[Run]], reference: str) -> list[dict[s
             "aucs": single.tolist(),
             "auc_mean": float(single.mean()),
             "auc_spread": float(single.std(ddof=1)),
-            "auc_of_mean": auc_delong(truth, means[label]),
+            "auc_of_mean": auc_delong(truth, means[label], patients),
         }
         if label != reference:
             scores = [[run.probability for run in each] for each in (own, runs)]
-            tests = paired_means(truth, *scores), paired(truth, means[reference], means[label])
+            tests = paired_means(truth, *scores, patients), paired(truth, means[reference], means[label], patients)
             row |= {
                 name: {"difference": test.difference, "p": test.p, "detectable": test.detectable}
                 for name, test in zip(TESTS, tests, strict=True)

@@ -36,14 +36,14 @@ def figures(run: Run, draws: int = metrics.DRAWS, seed: int = 0) -> Figures:
     inner = None
     if np.all(np.isfinite(run.threshold)):
         inner = metrics.decisions(label, probability >= run.threshold, weights)
-    folds = [_fold(run, fold) for fold in run.folds]
+    folds = [_fold(run, fold, draws, seed) for fold in run.folds]
     mean, _, _ = over_folds([row["auc"].value for row in folds], *_sizes(run))
     return {
         "run": run.name,
         "experiment": run.experiment.get("name"),
         "inputs": list(run.inputs),
         "parts": parts(run),
-        "auc": auc_delong(label, probability),
+        "auc": auc_delong(label, probability, run.patients),
         "auc_bootstrap": metrics.auc(label, probability, draws, seed, run.patients),
         "auc_over_folds": Estimate(mean.value, float(np.clip(mean.low, 0, 1)), float(np.clip(mean.high, 0, 1))),
         "average_precision": precision,
@@ -61,19 +61,20 @@ def figures(run: Run, draws: int = metrics.DRAWS, seed: int = 0) -> Figures:
     }
 
 
-def _fold(run: Run, fold: str) -> Figures:
+def _fold(run: Run, fold: str, draws: int, seed: int) -> Figures:
     k = run.of(fold)
     label, probability, threshold = run.label[k], run.probability[k], float(run.threshold[k[0]])
-    once = np.ones((1, len(k)))
-    inner = metrics.decisions(label, probability >= threshold, once) if math.isfinite(threshold) else None
+    patients = [run.patients[i] for i in k]
+    weights = metrics.resample(label, patients, draws, seed)
+    inner = metrics.decisions(label, probability >= threshold, weights) if math.isfinite(threshold) else None
     return {
         "fold": fold,
         "train": run.train[fold],
         "cases": len(k),
         "responders": int(label.sum()),
         "threshold": threshold,
-        "auc": auc_delong(label, probability),
-        "at_half": metrics.decisions(label, probability >= 0.5, once),
+        "auc": auc_delong(label, probability, patients),
+        "at_half": metrics.decisions(label, probability >= 0.5, weights),
         "at_inner_youden": inner,
         "brier": float(np.mean((probability - label) ** 2)),
     }
@@ -112,7 +113,7 @@ def compare_pairs(pairs: Sequence[tuple[Run, Run]]) -> list[Figures]:
     """Each first run against its second on the same cases, corrected for the number of pairs."""
     rows = []
     for run, reference in pairs:
-        found = paired(reference.label, reference.probability, run.probability)
+        found = paired(reference.label, reference.probability, run.probability, run.patients)
         steps = [b["auc"].value - a["auc"].value for a, b in zip(_aucs(reference), _aucs(run), strict=True)]
         mean, score, p = over_folds(steps, *_sizes(run))
         rows.append(
@@ -134,8 +135,8 @@ def without_inputs(run: Run) -> list[Figures]:
     """What is lost when an input is withheld, for each input of which all folds have predictions."""
     rows: list[Figures] = []
     for name, probability in run.without.items():
-        found = paired(run.label, run.probability, probability)
-        values = {"auc": auc_delong(run.label, probability), "difference": found.difference, "p": found.p}
+        found = paired(run.label, run.probability, probability, run.patients)
+        values = {"auc": auc_delong(run.label, probability, run.patients), "difference": found.difference, "p": found.p}
         brier = float(np.mean((probability - run.label) ** 2))
         rows.append({"run": run.name, "input": name, **values, "brier": brier})
     for row, h in zip(rows, holm([r["p"] for r in rows]), strict=True):
@@ -187,13 +188,14 @@ def by_group(run: Run, column: str, group: Sequence[str], draws: int = metrics.D
     for value in sorted(set(group)):
         k = np.flatnonzero(np.array(group) == value)
         label, probability = run.label[k], run.probability[k]
-        weights = metrics.resample(label, [run.patients[i] for i in k], draws)
+        patients = [run.patients[i] for i in k]
+        weights = metrics.resample(label, patients, draws)
         made = metrics.decisions(label, called[k], weights) if 0 < label.sum() < len(k) else {}
         undefined = Estimate(*[math.nan] * 3)
         rows.append(
             {
                 "run": run.name, "column": column, "value": value, "cases": len(k), "responders": int(label.sum()),
-                "auc": auc_delong(label, probability),
+                "auc": auc_delong(label, probability, patients),
                 "sensitivity": made.get("sensitivity", undefined), "specificity": made.get("specificity", undefined),
                 "brier": calibration.brier(label, probability, weights),
                 "calibration_in_the_large": calibration.in_the_large(label, probability),
