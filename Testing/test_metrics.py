@@ -151,6 +151,12 @@ def test_both_labels_within_patients_are_known_to_go_together() -> None:
     assert np.mean(told) == pytest.approx(np.var(errors), rel=0.2)
 
 
+def test_all_pairs_in_order_leave_open_what_so_few_cases_leave_open() -> None:
+    few, many = (comparison.auc_delong(np.repeat([0, 1], [2 * n, n]), np.arange(3 * n).astype(float)) for n in (3, 100))
+    assert few.value == many.value == few.high == 1.0
+    assert few.low == pytest.approx(0.025 ** (1 / 3)) and many.low == pytest.approx(0.025 ** (1 / 100))  # Clopper-Pearson of n of n
+
+
 def test_what_a_few_cases_cannot_tell_has_no_p() -> None:
     label = np.array([1, 1, 1, 0, 0, 0])
     perfect = comparison.paired(label, np.full(6, 0.5), label.astype(float))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -67,6 +68,8 @@ def delong(
 def auc_delong(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], patient: Sequence[str] | None = None) -> Estimate:
     """AUC with DeLong's interval, cut to [0, 1]; not a number where there are fewer than two cases of a label.
 
+    An AUC of 1 (or 0) has the exact bound of a share of 1 among the patients of the rarer label.
+
     Args:
         patient: as in `delong`.
     """
@@ -74,7 +77,15 @@ def auc_delong(label: Int[np.ndarray, " N"], score: Float[np.ndarray, " N"], pat
         return Estimate(math.nan, math.nan, math.nan)
     (value,), ((variance,),) = (x.tolist() for x in delong(label, score, patient=patient))
     half = Z * math.sqrt(max(variance, 0.0))
+    if value in (0.0, 1.0):  # all pairs in order, or none: the spread is 0, and what so few cases leave open is not
+        half = 1 - (1 - LEVEL[1]) ** (1 / min(len(_of_label(label, patient, kind)) for kind in (0, 1)))
     return Estimate(value, max(0.0, value - half), min(1.0, value + half))
+
+
+def _of_label(label: Int[np.ndarray, " N"], patient: Sequence[str] | None, kind: int) -> set[Any]:
+    """The patients that have a case of a label; the cases, where none is named."""
+    rows = np.flatnonzero(label == kind).tolist()
+    return set(rows if patient is None else (patient[k] for k in rows))
 
 
 def paired(

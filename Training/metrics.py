@@ -33,7 +33,9 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f}-{self.high:.3f})" if math.isfinite(self.value) else "-"
+        if not math.isfinite(self.value):
+            return "-"
+        return f"{self.value:.3f}" + (f" ({self.low:.3f}-{self.high:.3f})" if math.isfinite(self.low) else "")
 
 
 def resample(
