@@ -131,3 +131,9 @@ def test_what_is_familiar_to_one_fold_is_to_all() -> None:
     parts = [{"t1_pre": Reference(np.array([m]), np.array([1.0]), 2.0 + m)} for m in (0.0, 1.0)]
     found = merged([*parts, {}])["t1_pre"]
     assert found.mean == pytest.approx(0.5) and found.spread == pytest.approx(np.sqrt(1.25)) and found.limit == 3.0
+
+
+def test_a_place_that_takes_no_file_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert export.main([str(tmp_path), "--out", str(tmp_path / "file" / "model.safetensors")]) == 2
+    assert "Traceback" not in capsys.readouterr().err

@@ -191,7 +191,7 @@ def _of_experiment(run: Run) -> dict[str, str]:
     patience, least = e.get("patience"), e.get("least_epochs")
     crop = (e.get("preprocessing") or {}).get("crop", NOT_RECORDED)
     return {
-        "training": f"Experiment {e.get('name')}: {e['epochs']} epochs, batches of {e.get('batch_size')}, "
+        "training": f"Experiment {e.get('name')}: {_epochs(run)} epochs, batches of {e.get('batch_size')}, "
         f"learning rate {e.get('learning_rate')}, weight decay {e.get('weight_decay')}, seed {e.get('seed')}; "
         f"augmentation: {_values(e.get('augmentation'))}. All of it is in experiment.json.",
         "preprocessing": _values(e.get("preprocessing")),
@@ -201,6 +201,12 @@ def _of_experiment(run: Run) -> dict[str, str]:
         else "The weights of the last epoch; no choice.",
         "ensemble": f"Running mean of the weights, decay {e['average']}; no ensemble of models." if e.get("average") else "None.",
     }
+
+
+def _epochs(run: Run) -> str:
+    """Of each fold as its card says, which a recipe lengthens for few cases; else the recipe's."""
+    ran = {(card.get("training") or {}).get("epochs") or run.experiment["epochs"] for card in run.cards.values()}
+    return " to ".join(str(n) for n in sorted({min(ran), max(ran)})) if ran else str(run.experiment["epochs"])
 
 
 def _of_cards(run: Run) -> dict[str, str]:

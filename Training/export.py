@@ -24,6 +24,7 @@ from HARM3Logic.checkpoint import Card, Checkpoint
 from HARM3Logic.errors import BadOption
 from HARM3Logic.familiarity import Reference
 from HARM3Logic.models import MODELS
+from HARM3Logic.prediction import writable
 from Training import calibration, command, metrics
 from Training.judgement import calibrate
 from Training.runs import Run, read_run
@@ -145,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(asked: argparse.Namespace) -> None:
     out = asked.out or asked.run / "checkpoint.safetensors"
+    writable(out.parent)
     card = export(asked.run, out, asked.how)
     print(
         f"{out}: {asked.how} of {card.training['folds']} folds, out-of-fold AUC {metrics.Estimate(**card.training['out_of_fold']['auc'])}"

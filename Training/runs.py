@@ -119,8 +119,8 @@ def read_run(path: Path, name: str = "") -> Run:
 
 
 def _trained(card: dict[str, Any], rest: int) -> int:
-    """How many cases trained a fold, as its card says; without one the cases that neither chose nor were judged."""
-    return int(((card.get("training") or {}).get("cases") or {}).get("train") or rest)
+    """How many cases trained a fold, as its card says; without one the cases that neither chose nor were judged, 0 where none is left."""
+    return int(((card.get("training") or {}).get("cases") or {}).get("train") or max(rest, 0))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
